@@ -7,6 +7,7 @@ PNGs; the distance is computed in float64 with eigh, which needs no `scipy.linal
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
         data.download(inception_url, path, hint="skip the FID", sha256=NETWORKS[name])
     if hashlib.sha256(path.read_bytes()).hexdigest() != NETWORKS[name]:
         raise data.DataError(f"{name} is damaged (its SHA-256 is wrong): delete it to download it again.")
-    network = torch.jit.load(str(path), map_location=device).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated; the published network is in it
+        network = torch.jit.load(str(path), map_location=device).eval()
     layers = network.layers if hasattr(network, "layers") else network
     return lambda x: layers((x - 128) / 128).flatten(1)
 

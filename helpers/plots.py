@@ -1,0 +1,302 @@
+"""Every figure of the notebooks. Each function draws with matplotlib and returns the Figure."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import display
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from torch import Tensor, nn
+
+from helpers.data import normalise
+
+INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
+STYLE = {
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "font.size": 9,
+    "legend.frameon": False,
+}
+
+
+def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2), **kwargs):
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
+    plt.close(figure)  # shown by returning it, once, not a second time by the inline backend
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, for an image widget."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()
+
+
+# --- images -----------------------------------------------------------------------------------------------------
+
+
+def image_grid(
+    images: Tensor,
+    columns: int,
+    *,
+    title: str = "",
+    captions: list[str] | None = None,
+    column_titles: list[str] | None = None,
+    row_titles: list[str] | None = None,
+    inch: float = 0.75,
+) -> Figure:
+    """uint8 images (N, 3, H, W), row by row; captions one an image, titles one a column or row."""
+    rows = -(-len(images) // columns)
+    room = 0.32 if captions else 0.03
+    size = (columns * inch + (1.1 if row_titles else 0), rows * (inch + room) + (0.4 if title or column_titles else 0))
+    figure, axes = _figure(rows, columns, size)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    for i, axis in enumerate(axes.flat):
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+        if i >= len(images):
+            continue
+        axis.imshow(images[i].permute(1, 2, 0).numpy(), interpolation="nearest")
+        if captions:
+            axis.set_xlabel(textwrap.fill(captions[i], 14), fontsize=6.5, labelpad=2)
+        if column_titles and i < columns:
+            axis.set_title(column_titles[i], fontsize=7.5, loc="center")
+        if row_titles and i % columns == 0:
+            axis.set_ylabel(row_titles[i // columns], fontsize=7.5, rotation=0, ha="right", va="center")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def addnist_examples(images: Tensor, labels: Tensor, title: str = "") -> Figure:
+    """Each AddNIST image taken apart: the colour image, then its three channels in grey. uint8 (N, 3, 28, 28)."""
+    parts = torch.stack([images, *(images[:, [c]].expand_as(images) for c in range(3))])  # (4, N, 3, 28, 28)
+    names = [f"label {int(label)}" for label in labels]
+    return image_grid(parts.flatten(0, 1), len(images), title=title, column_titles=names,
+                      row_titles=["image", "red", "green", "blue"])  # fmt: skip
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+def smooth(values: Tensor, window: int) -> Tensor:
+    """Mean of each value and up to window - 1 before it, (N,) -> (N,); NaN counts as missing."""
+    known = values.isfinite()
+    sums = torch.cumsum(torch.where(known, values, 0.0).double(), 0)
+    counts = torch.cumsum(known.double(), 0)
+    sums[window:], counts[window:] = sums[window:] - sums[:-window], counts[window:] - counts[:-window]
+    return sums / counts
+
+
+def training_curves(runs: dict[str, dict[str, Tensor]], *, window: int = 200, log: tuple[str, ...] = ()) -> Figure:
+    """One panel a quantity, one line a run; runs maps run -> quantity -> values, one a step, NaN where not reached.
+
+    Thin lines are the values, thick ones their running mean over `window` steps. Panels named in `log` have a
+    logarithmic axis.
+    """
+    quantities = list(dict.fromkeys(q for run in runs.values() for q in run))
+    figure, axes = _figure(1, len(quantities), (4.2 * len(quantities), 2.9))
+    colours = [plt.get_cmap("viridis")(i / max(1, len(runs)) * 0.85) for i in range(len(runs))]
+    for axis, quantity in zip(axes[0], quantities, strict=True):
+        for (name, run), colour in zip(runs.items(), colours, strict=True):
+            if quantity not in run:
+                continue
+            values = run[quantity].detach().cpu()
+            mean = smooth(values, min(window, max(1, len(values) // 20)))
+            seen = values.isfinite().nonzero()[:, 0]
+            thin = seen[:: max(1, len(seen) // 2000)]
+            axis.plot(thin + 1, values[thin], color=colour, alpha=0.15, linewidth=0.5)
+            axis.plot(seen + 1, mean[seen], color=colour, linewidth=1.6, label=name)
+        axis.set_title(quantity)
+        axis.set_xlabel("optimisation step")
+        if quantity in log:
+            axis.set_yscale("log")
+    if len(runs) > 1 or runs and next(iter(runs)):
+        axes[0][0].legend()
+    return figure
+
+
+class LiveCurves:
+    """The training curves, redrawn in place while a loop runs, at most every `seconds`.
+
+    >>> live = LiveCurves(steps=STEPS)
+    >>> live(step, {"loss": history[0]})   # cheap to call at every save
+    """
+
+    def __init__(self, steps: int, name: str = "", seconds: float = 15.0):
+        self.steps, self.name, self.seconds = steps, name, seconds
+        self.handle, self.last, self.begun = None, -float("inf"), None
+
+    def __call__(self, step: int, curves: dict[str, Tensor]) -> None:
+        now = time.monotonic()
+        self.begun = self.begun or (now, step)
+        if now - self.last < self.seconds and step < self.steps:
+            return
+        self.last = now
+        figure = training_curves({self.name: curves})
+        seconds = (now - self.begun[0]) / max(1, step - self.begun[1]) * (self.steps - step)
+        left = f", about {seconds / 60:.0f} min left" if self.steps > step > self.begun[1] else ""
+        figure.suptitle(f"{self.name} step {step:,} of {self.steps:,}{left}", x=0.01, ha="left", fontsize=10)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+
+
+def bars(values: dict[str, float], *, title: str, unit: str = "", spread: dict[str, float] | None = None) -> Figure:
+    """A horizontal bar a value, its figure beside it; spread draws ± whiskers."""
+    figure, axes = _figure(size=(6.5, 0.5 + 0.42 * len(values)))
+    axis, names = axes[0][0], list(values)
+    errors = [(spread or {}).get(name, 0) for name in names]
+    axis.barh(names, values.values(), xerr=errors, color=[GREY, *[BLUE] * (len(names) - 1)], ecolor=INK, height=0.6)
+    for row, name in enumerate(names):
+        axis.text(values[name] + errors[row], row, f"  {values[name]:.4g}{unit}", va="center")
+    axis.invert_yaxis()
+    axis.set_xlim(0, max(values.values()) * 1.18)
+    axis.set_title(title)
+    return figure
+
+
+# --- classifier results -----------------------------------------------------------------------------------------
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int, title: str) -> Figure:
+    """Share of each true class (rows) given each answer (columns); int64 (N,) each."""
+    counts = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes).float()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    figure, axes = _figure(size=(5.4, 4.6))
+    axis = axes[0][0]
+    mesh = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set(xlabel="answer", ylabel="true label", title=title)
+    axis.set_xticks(range(classes))
+    axis.set_yticks(range(classes))
+    axis.tick_params(labelsize=7)
+    figure.colorbar(mesh, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def error_sizes(labels: Tensor, predictions: Tensor) -> Figure:
+    """How far off the wrong answers are: histogram of answer - label, int64 (N,) each."""
+    off = (predictions - labels)[predictions != labels]
+    figure, axes = _figure(size=(6.5, 2.4))
+    values, counts = off.unique(return_counts=True)
+    axes[0][0].bar(values, counts / len(labels), color=BLUE)
+    axes[0][0].set(xlabel="answer - true label", ylabel="share of all", title="How far off are the errors?")
+    return figure
+
+
+def answer(net: nn.Module, image: Tensor, label: int) -> Figure:
+    """One AddNIST image uint8 (3, 28, 28), its channels, and the net's probability of each of the 20 labels."""
+    with torch.no_grad():
+        probabilities = net(normalise(image[None])).softmax(dim=1)[0]
+    figure, axes = _figure(1, 5, (9, 1.9), width_ratios=[1, 1, 1, 1, 3.2])
+    for axis, title, part in zip(axes[0], ("image", "red", "green", "blue"), (image, *image), strict=False):
+        axis.imshow(part.permute(1, 2, 0) if part.ndim == 3 else part, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title)
+        axis.axis("off")
+    axis = axes[0][4]
+    axis.bar(range(20), probabilities, color=[ORANGE if i == label else BLUE for i in range(20)])
+    axis.set(ylim=(0, 1), xlabel="label (orange: the true one)", ylabel="probability")
+    axis.set_xticks(range(0, 20, 2))
+    return figure
+
+
+# --- diagrams ---------------------------------------------------------------------------------------------------
+
+
+def _box(axis, x: float, y: float, w: float, h: float, text: str, colour: str, under: str = "") -> None:
+    axis.add_patch(Rectangle((x, y - h / 2), w, h, facecolor=colour, edgecolor=INK, linewidth=0.8))
+    axis.text(x + w / 2, y, text, ha="center", va="center", fontsize=7, rotation=90 if h > 1.6 * w else 0)
+    if under:
+        axis.text(x + w / 2, y - h / 2 - 0.12, under, ha="center", va="top", fontsize=6.5, color="#555555")
+
+
+def _arrow(axis, start: tuple[float, float], end: tuple[float, float], **style) -> None:
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=INK, linewidth=0.8, **style))
+
+
+def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
+    """A net of plain layers drawn from left to right, as one forward pass of `example` (1, …) meets them.
+
+    Convolutions, linear layers and pools get a box with their output shape and parameter count.
+    """
+    rows: list[tuple[str, tuple[int, ...], int]] = []
+    drawn = (nn.Conv2d, nn.Linear, nn.MaxPool2d)
+    hooks = [
+        m.register_forward_hook(
+            lambda m, _, out: rows.append(
+                (type(m).__name__, tuple(out.shape[1:]), sum(p.numel() for p in m.parameters()))
+            )
+        )
+        for m in net.modules()
+        if isinstance(m, drawn)
+    ]
+    with torch.no_grad():
+        net(example)
+    for hook in hooks:
+        hook.remove()
+
+    names = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "Linear": "linear"}
+    colours = {"Conv2d": "#cfe0f3", "MaxPool2d": "#f0f0f0", "Linear": "#f6dfc5"}
+    figure, axes = _figure(size=(9, 2.9))
+    axis = axes[0][0]
+    rows.insert(0, ("input", tuple(example.shape[1:]), 0))
+    for i, (kind, shape, count) in enumerate(rows):
+        height = 0.9 + 1.3 * (shape[1] / 28 if len(shape) == 3 else shape[0] / 96)
+        under = "×".join(map(str, shape)) + (f"\n{count:,}" if count else "")
+        _box(axis, i * 1.15, 0, 0.5, height, names.get(kind, kind), colours.get(kind, "white"), under)
+        if i:
+            _arrow(axis, (i * 1.15 - 0.62, 0), (i * 1.15 - 0.03, 0))
+    axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.9, 1.4))
+    axis.axis("off")
+    axis.set_title(f"{type(net).__name__}: output shapes and parameters, {sum(r[2] for r in rows):,} in all")
+    return figure
+
+
+def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
+    """The U: a box a block, at its resolution, with skip connections; drawn from the net itself."""
+    figure, axes = _figure(size=(9, 3.6))
+    axis = axes[0][0]
+    left: list[tuple[float, int, str, str]] = [(0.0, 0, "stem", "white")]
+    widths = [level[-1].conv_out.out_channels for level in net.down]
+    ends, x = [], 0.9
+    for level, blocks in enumerate(net.down):
+        for _ in blocks:
+            left.append((x, level, f"block {widths[level]}", "#cfe0f3"))
+            x += 0.9
+        ends.append(x - 0.9)
+    left.append((x, len(widths) - 1, "attention", "#f6dfc5"))
+    x += 0.9
+    starts = {}
+    for level in reversed(range(len(net.up))):
+        starts[level] = x
+        for _ in net.up[level]:
+            left.append((x, level, f"block {widths[level]}", "#cfe0f3"))
+            x += 0.9
+    left.append((x, 0, "head", "white"))
+    for (x0, level0, *_), (x1, level1, *_) in zip(left[:-1], left[1:], strict=True):
+        _arrow(axis, (x0 + 0.5, -1.5 * level0), (x1, -1.5 * level1))
+    for x0, level, text, colour in left:
+        _box(axis, x0, -1.5 * level, 0.5, 1.1, text, colour)
+    for level, x1 in starts.items():
+        _arrow(axis, (ends[level] + 0.25, -1.5 * level + 0.55), (x1 + 0.25, -1.5 * level + 0.55),
+               connectionstyle="arc3,rad=-0.12", linestyle="dashed")  # fmt: skip
+    for level in range(len(widths)):
+        axis.text(-0.25, -1.5 * level, f"{size >> level}×{size >> level}", ha="right", va="center", fontsize=8)
+    axis.set(xlim=(-1, x + 0.8), ylim=(-1.5 * len(widths) + 0.5, 1.6))
+    axis.axis("off")
+    axis.set_title(
+        "UNet: blocks with their channels; dashed: skip connections; noise level and class enter every block"
+    )
+    return figure
