@@ -99,11 +99,11 @@ def smooth(values: Tensor, window: int) -> Tensor:
     return sums / counts
 
 
-def training_curves(runs: dict[str, dict[str, Tensor]], *, window: int = 200, log: tuple[str, ...] = ()) -> Figure:
-    """One panel a quantity, one line a run; runs maps run -> quantity -> values, one a step, NaN where not reached.
+def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, window: int = 200) -> Figure:
+    """One panel a quantity, one line a run; runs maps run -> quantity -> values, NaN where not reached.
 
-    Thin lines are the values, thick ones their running mean over `window` steps. Panels named in `log` have a
-    logarithmic axis.
+    every: the number of steps between two values. Thin lines are the values, thick ones their running mean over
+    `window` steps.
     """
     quantities = list(dict.fromkeys(q for run in runs.values() for q in run))
     figure, axes = _figure(1, len(quantities), (4.2 * len(quantities), 2.9))
@@ -113,16 +113,14 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, window: int = 200, lo
             if quantity not in run:
                 continue
             values = run[quantity].detach().cpu()
-            mean = smooth(values, min(window, max(1, len(values) // 20)))
+            mean = smooth(values, max(1, min(window // every, len(values) // 20)))
             seen = values.isfinite().nonzero()[:, 0]
             thin = seen[:: max(1, len(seen) // 2000)]
-            axis.plot(thin + 1, values[thin], color=colour, alpha=0.15, linewidth=0.5)
-            axis.plot(seen + 1, mean[seen], color=colour, linewidth=1.6, label=name)
+            axis.plot((thin + 1) * every, values[thin], color=colour, alpha=0.2, linewidth=0.5)
+            axis.plot((seen + 1) * every, mean[seen], color=colour, linewidth=1.6, label=name)
         axis.set_title(quantity)
         axis.set_xlabel("optimisation step")
-        if quantity in log:
-            axis.set_yscale("log")
-    if len(runs) > 1 or runs and next(iter(runs)):
+    if len(runs) > 1:
         axes[0][0].legend()
     return figure
 

@@ -36,6 +36,13 @@ def pick_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def wants_training(train: str, device: torch.device, *, demo: bool) -> bool:
+    """Whether a notebook trains: train "yes", "no", or "auto" (with a GPU, or on the demo data)."""
+    if train not in ("auto", "yes", "no"):
+        raise ValueError(f"TRAIN must be 'auto', 'yes' or 'no', got {train!r}")
+    return train == "yes" or (train == "auto" and (demo or device.type != "cpu"))
+
+
 def amp_dtype(device: torch.device) -> torch.dtype:
     """The fastest safe type for autocast: bfloat16 where the hardware has it, float16 on older cards, else float32.
 
@@ -181,6 +188,11 @@ class Checkpoint:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         return state["step"], state["history"]
+
+
+def thin(values: Tensor, every: int) -> list[float]:
+    """Means of each `every` values (N,) to four digits, for a result card; what is left over at the end is dropped."""
+    return [float(f"{mean:.4g}") for mean in values[: len(values) // every * every].view(-1, every).mean(dim=1)]
 
 
 # --- results and shipped weights --------------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from helpers import data
+from helpers.classifiers import DigitSumClassifier, PaperClassifier, log_sum_distribution
+
+NETS = [PaperClassifier, DigitSumClassifier]
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_twenty_outputs_and_a_gradient_for_every_parameter(make):
+    net = make()
+    out = net(torch.randn(4, 3, 28, 28))
+    assert out.shape == (4, 20)
+    F.cross_entropy(out, torch.tensor([0, 5, 10, 19])).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize(
+    ("bad", "error"), [(torch.zeros(2, 1, 28, 28), ValueError), (torch.zeros(3, 28, 28), ValueError),
+                       (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), TypeError)]
+)  # fmt: skip
+def test_wrong_input_is_refused_with_advice(make, bad, error):
+    with pytest.raises(error, match="expected"):
+        make()(bad)
+
+
+def test_sum_head_equals_enumeration_of_all_1000_triples():
+    net = DigitSumClassifier().eval()
+    x = torch.randn(3, 3, 28, 28)
+    with torch.no_grad():
+        p = net.digit_log_probabilities(x).double().exp()
+        expected = torch.zeros(3, 28, dtype=torch.float64)
+        for r, g, b in itertools.product(range(10), repeat=3):
+            expected[:, r + g + b] += p[:, 0, r] * p[:, 1, g] * p[:, 2, b]
+        expected = expected[:, 1:21] / expected[:, 1:21].sum(dim=1, keepdim=True)
+        torch.testing.assert_close(net(x).double().exp(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_sums_survive_where_probabilities_underflow():
+    sure = torch.full((1, 10), -200.0)
+    sure[0, 4] = 0.0
+    sums = log_sum_distribution(sure, sure)
+    assert sums.argmax() == 8
+    assert sums.isfinite().all()
+    assert sums[0, 0] == pytest.approx(-400.0)  # exp(-400) is 0 in float32
+
+
+def test_channel_order_does_not_matter_to_the_sum():
+    net = DigitSumClassifier().eval()
+    x = torch.randn(5, 3, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), net(x[:, [2, 0, 1]]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_one_batch_can_be_overfitted(make):
+    torch.manual_seed(0)
+    images, labels = (part[:16] for part in data.addnist("", "train", "demo"))
+    net, x = make(), data.normalise(images)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    for _ in range(120):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), labels).backward()
+        optimizer.step()
+    net.train()
+    assert (net(x).argmax(dim=1) == labels).all()

@@ -1,0 +1,189 @@
+import hashlib
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import data
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return {split: data.addnist("", split, "demo") for split in ("train", "valid", "test")}
+
+
+def test_demo_addnist_has_the_official_shapes_and_types(demo):
+    assert [len(demo[split][0]) for split in ("train", "valid", "test")] == [9000, 3000, 2000]
+    for images, labels in demo.values():
+        assert images.dtype == torch.uint8
+        assert images.shape[1:] == (3, 28, 28)
+        assert labels.dtype == torch.int64
+        assert set(labels.tolist()) == set(range(20))
+    both = torch.cat([demo["train"][1], demo["valid"][1]]).bincount()
+    assert (both == 600).all()
+    assert (demo["test"][1].bincount() == 100).all()
+
+
+def test_label_is_the_sum_less_one():
+    """Over a pool whose digit d is an image of the constant d, the pixels themselves say the digits."""
+    pool = (np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8), np.arange(10))
+    for split in ("train", "valid", "test"):
+        images, labels = data._addnist_from_digits(pool, pool, split, per_class=(300, 50))
+        digits = images[:, :, 0, 0].long()
+        assert torch.equal(digits.sum(dim=1) - 1, labels)
+
+
+def test_every_triple_of_a_class_is_equally_likely():
+    pool = (np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8), np.arange(10))
+    images, labels = data._addnist_from_digits(pool, pool, "train", per_class=(4000, 50))
+    of_two = images[labels == 1][:, :, 0, 0]  # sums of 2: three with a 2, three with two 1s
+    _, counts = of_two.unique(dim=0, return_counts=True)
+    assert len(counts) == 6
+    assert counts.min() > 0.8 * counts.max()
+
+
+def test_data_sets_are_the_same_every_time(demo):
+    again = data.addnist("", "test", "demo")
+    assert data.fingerprint(*again) == data.fingerprint(*demo["test"])
+    assert torch.equal(data.cifar100("", "test", "demo")[0], data.cifar100("", "test", "demo")[0])
+
+
+def test_demo_shapes():
+    images, labels = data.cifar100("", "train", "demo")
+    assert images.shape == (5000, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert (labels.bincount() == 50).all()
+    assert len(set(data.DEMO_CLASSES)) == 100
+    reds = images[labels == data.DEMO_CLASSES.index("red square")].float().mean(dim=(0, 2, 3))
+    assert reds[0] > reds[1] + 50
+    assert reds[0] > reds[2] + 50
+
+
+def test_batch_is_a_function_of_seed_and_step():
+    images, labels = torch.arange(10), torch.arange(10)
+    epoch = torch.cat([data.batch(images, labels, 3, 7, step)[0] for step in range(3)])
+    assert len(epoch.unique()) == 9  # each at most once an epoch
+    assert torch.equal(data.batch(images, labels, 3, 7, 1)[0], epoch[3:6])
+    following = torch.cat([data.batch(images, labels, 3, 7, step)[0] for step in range(3, 6)])
+    assert not torch.equal(epoch, following)
+    assert not torch.equal(data.batch(images, labels, 3, 8, 1)[0], epoch[3:6])
+    with pytest.raises(ValueError, match="1…10"):
+        data.batch(images, labels, 11, 0, 0)
+
+
+def test_seed_step_repeats_the_noise():
+    data.seed_step(3, 14)
+    first = torch.randn(4)
+    data.seed_step(3, 15)
+    other = torch.randn(4)
+    data.seed_step(3, 14)
+    assert torch.equal(first, torch.randn(4))
+    assert not torch.equal(first, other)
+
+
+def test_normalise_is_the_official_one():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+    assert data.normalise(images).flatten().tolist() == pytest.approx([-0.1307 / 0.3081, (1 - 0.1307) / 0.3081])
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: data.addnist("", "dev", "demo"), "split"),
+        (lambda: data.addnist("", "train", "mnist"), "source"),
+        (lambda: data.cifar100("", "valid", "demo"), "split"),
+        (lambda: data.cifar100("", "train", "mnist"), "source"),
+    ],
+)
+def test_misspelt_choices_are_named(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+# --- official files ---------------------------------------------------------------------------------------------
+
+
+def _npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def official(monkeypatch):
+    """Six small stand-in files, with their hashes in place of the official ones."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for split in ("train", "valid", "test"):
+        pixels = rng.integers(0, 256, (4, 3, 28, 28))
+        files[f"{split}_x"] = _npy(((pixels / 255 - data.MEAN) / data.STD).astype(np.float32))
+        files[f"{split}_y"] = _npy(rng.integers(0, 20, 4))
+    monkeypatch.setattr(data, "ADDNIST_SHA256", {n: hashlib.sha256(b).hexdigest() for n, b in files.items()})
+    return files
+
+
+def _zip(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as bundle:
+        for name, content in members.items():
+            bundle.writestr(name, content)
+
+
+def test_official_zip_is_unpacked_by_name_and_only_inside_the_folder(tmp_path, official):
+    members = {f"../../{name}.npy": content for name, content in official.items()} | {"../../evil.sh": b"boo"}
+    _zip(tmp_path / "root" / "AddNIST" / "addnist.zip", members)
+    images, labels = data.addnist(tmp_path / "root", "valid")
+    assert images.dtype == torch.uint8
+    expected = np.load(io.BytesIO(official["valid_x"]))
+    np.testing.assert_allclose(data.normalise(images).numpy(), expected, atol=1e-5)
+    assert labels.tolist() == np.load(io.BytesIO(official["valid_y"])).tolist()
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(f"{n}.npy" for n in official)
+    assert {p.parent.name for p in tmp_path.rglob("*.npy")} == {"AddNIST"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_zip_is_said_and_removed(tmp_path, official, damage):
+    archive = tmp_path / "AddNIST" / "addnist.zip"
+    _zip(archive, {f"{n}.npy": c for n, c in official.items() if damage != "missing" or n != "test_y"})
+    if damage == "truncated":
+        archive.write_bytes(archive.read_bytes()[:-200])
+    with pytest.raises(data.DataError, match="damaged"):
+        data.addnist(tmp_path, "train")
+    assert not archive.exists()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "pickle"])
+def test_a_file_that_is_not_the_official_one_is_refused_unopened(tmp_path, official, damage):
+    folder = tmp_path / "AddNIST"
+    folder.mkdir()
+    for name, content in official.items():
+        (folder / f"{name}.npy").write_bytes(content)
+    content = bytearray(official["test_x"])
+    content[-1] ^= 1
+    bad = {"bit": bytes(content), "truncated": bytes(content[:99]), "pickle": _npy(np.array([print], dtype=object))}
+    (folder / "test_x.npy").write_bytes(bad[damage])
+    with pytest.raises(data.DataError, match="rebuilt"):
+        data.addnist(tmp_path, "test")
+    assert len(data.addnist(tmp_path, "train")[0]) == 4  # the others still serve
+
+
+def test_host_down_is_one_clear_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "ADDNIST_URL", "http://127.0.0.1:9/none")
+    with pytest.raises(data.DataError, match="addnist.zip could not be loaded .* DATA = 'rebuilt'"):
+        data.addnist(tmp_path, "train")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_download_is_verified(tmp_path):
+    served = tmp_path / "served.bin"
+    served.write_bytes(b"content")
+    good = hashlib.sha256(b"content").hexdigest()
+    target = tmp_path / "target.bin"
+    with pytest.raises(data.DataError, match="target.bin"):
+        data.download(served.as_uri(), target, hint="skip it", sha256="0" * 64)
+    assert not target.exists()
+    data.download(served.as_uri(), target, hint="skip it", sha256=good)
+    assert target.read_bytes() == b"content"

@@ -1,0 +1,237 @@
+import math
+
+import pytest
+import torch
+
+from helpers import diffusion
+from helpers.unet import UNet
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    torch.manual_seed(0)
+    net = UNet(widths=(8, 16), blocks=(1, 1), classes=5)
+    for parameter in net.parameters():  # the zero-initialised layers too
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return diffusion.Denoiser(net).eval()
+
+
+# --- golden values of a public scheduler library (its test suite's full loops, see README) --------------------------
+
+
+def _golden_loop(steps, eta):
+    x = (torch.arange(768) / 768).reshape(3, 8, 8, 4).permute(3, 0, 1, 2).double()
+    levels, path = diffusion.ddpm_sigmas(), diffusion.ddpm_path(steps)
+    generator = torch.manual_seed(0)
+
+    def denoise(scaled, sigma):  # the stand-in network returns x·t / (t + 1) in DDPM's own scaling
+        t = int((levels - sigma).abs().argmin())
+        return scaled - sigma * (scaled / math.sqrt(1 + sigma**2)) * t / (t + 1)
+
+    x = x * math.sqrt(1 + float(path[0]) ** 2)
+    noise = lambda: torch.randn(x.shape, generator=generator)  # noqa: E731
+    for x in diffusion.ancestral_steps(denoise, x, path, eta=eta, noise=noise):  # noqa: B020
+        pass
+    return x.abs()
+
+
+def test_golden_ddpm():
+    out = _golden_loop(1000, eta=1.0)
+    assert float(out.sum()) == pytest.approx(258.9606, abs=1e-2)
+    assert float(out.mean()) == pytest.approx(0.3372, abs=1e-3)
+
+
+def test_golden_ddim():
+    out = _golden_loop(10, eta=0.0)
+    assert float(out.sum()) == pytest.approx(172.0067, abs=1e-2)
+    assert float(out.mean()) == pytest.approx(0.223967, abs=1e-3)
+
+
+@pytest.mark.parametrize(("t", "expected"), [(0, 0.0), (487, 0.00979), (999, 0.02)])
+def test_golden_posterior_variance(t, expected):
+    """Variance that `ancestral_steps` adds going from t to t - 1, in DDPM's scaling."""
+    levels = torch.cat([torch.zeros(1, dtype=torch.float64), diffusion.ddpm_sigmas()])
+    path = torch.stack([levels[t + 1], levels[t]])
+    unit = torch.ones(1, dtype=torch.float64)
+    quiet, loud = (
+        next(diffusion.ancestral_steps(lambda x, s: 0 * x, unit, path, eta=1.0, noise=lambda n=n: n * unit)) for n in (0, 1)
+    )
+    variance = float(loud - quiet) ** 2 / (1 + float(path[1]) ** 2)
+    assert variance == pytest.approx(expected, abs=1e-5)
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+def test_paths_have_one_level_more_than_steps_and_fall_to_zero():
+    for path in (diffusion.ddpm_path(1000), diffusion.ddpm_path(50), diffusion.karras_path(18)):
+        assert path[-1] == 0
+        assert (path.diff() < 0).all()
+    assert len(diffusion.ddpm_path(50)) == 51
+    assert len(diffusion.karras_path(18)) == 19
+    assert float(diffusion.karras_path(18)[0]) == pytest.approx(80)
+    assert float(diffusion.karras_path(18)[-2]) == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("bad", [0, 1001])
+def test_ddpm_path_refuses(bad):
+    with pytest.raises(ValueError, match="1…1000"):
+        diffusion.ddpm_path(bad)
+
+
+# --- denoiser and loss ----------------------------------------------------------------------------------------------
+
+
+def test_preconditioning_identities():
+    edm = diffusion.Denoiser(UNet((8, 8), (1, 1), 2))
+    sigma = torch.logspace(-4, 4, 41, dtype=torch.float64)
+    skip, out, c_in = edm.coefficients(sigma)
+    torch.testing.assert_close(c_in**2 * (sigma**2 + 0.25), torch.ones_like(sigma))  # unit variance in
+    torch.testing.assert_close((1 - skip) ** 2 * 0.25 + skip**2 * sigma**2, out**2)  # target of unit variance
+    assert float(skip[0]) == pytest.approx(1, abs=1e-6)
+    assert float(out[0]) == pytest.approx(0, abs=1e-3)
+    assert float(skip[-1]) == pytest.approx(0, abs=1e-6)
+    assert float(out[-1]) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_an_untrained_net_costs_one(rng):
+    """The head starts at zero, so D = c_skip·x, whose weighted error is 1 for data of variance 0.25."""
+    torch.manual_seed(0)
+    images = diffusion.to_uint8(0.5 * torch.randn(256, 3, 8, 8, generator=rng))
+    losses, sigma = diffusion.loss(diffusion.Denoiser(UNet((8, 8), (1, 1), 2)), images, torch.zeros(256).long())
+    assert losses.shape == sigma.shape == (256,)
+    assert losses.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_epsilon_loss_is_the_plain_error_of_the_noise(denoiser):
+    images, labels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6) % 5
+    epsilon = diffusion.Denoiser(denoiser.net, "epsilon")
+    torch.manual_seed(3)
+    losses, sigma = diffusion.loss(epsilon, images, labels)
+    torch.manual_seed(3)
+    t = torch.randint(1000, (6,))
+    noise = torch.randn(6, 3, 8, 8)
+    assert torch.equal(sigma, diffusion.ddpm_sigmas().float()[t])
+    alpha_bar = (1 / (1 + sigma**2))[:, None, None, None]
+    x_t = alpha_bar.sqrt() * diffusion.to_float(images) + (1 - alpha_bar).sqrt() * noise
+    error = (epsilon.net(x_t, sigma.log() / 4, labels) - noise).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(losses, error, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["edm", "epsilon"])
+def test_every_parameter_gets_a_gradient(prediction):
+    torch.manual_seed(0)
+    net = UNet((8, 16), (1, 1), 5)
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    images, labels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40) % 5
+    diffusion.loss(diffusion.Denoiser(net, prediction), images, labels, label_dropout=0.2)[0].mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+    assert (net.class_embedding.weight.grad.abs().sum(dim=1) > 0).all()  # the null label's too
+
+
+def test_one_batch_overfits():
+    torch.manual_seed(0)
+    denoiser = diffusion.Denoiser(UNet((16, 32), (1, 1), 4))
+    images, labels = torch.randint(0, 256, (4, 3, 2, 2), dtype=torch.uint8), torch.arange(4)
+    images = torch.nn.functional.interpolate(images.float(), size=(8, 8)).to(torch.uint8).repeat(8, 1, 1, 1)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
+    values = []
+    for _ in range(150):
+        loss = diffusion.loss(denoiser, images, labels.repeat(8))[0].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert sum(values[-20:]) / 20 < 0.25 * values[0]
+
+
+def test_pixels_survive_the_round_trip():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(diffusion.to_uint8(diffusion.to_float(pixels)), pixels)
+    assert diffusion.to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+
+
+# --- samplers -------------------------------------------------------------------------------------------------------
+
+SPREAD = 0.3  # data ~ N(0, 0.3²): D(x, σ) = x·0.09 / (0.09 + σ²), and the solution is known
+
+
+def _gaussian(x, sigma):
+    return x * SPREAD**2 / (SPREAD**2 + sigma**2)
+
+
+def _solution(x, sigma, sigma_next):
+    return x * math.sqrt((SPREAD**2 + sigma_next**2) / (SPREAD**2 + sigma**2))
+
+
+def _heun_error(steps):
+    levels = torch.linspace(1, 0.1, steps + 1, dtype=torch.float64)
+    x = torch.ones(1, dtype=torch.float64)
+    *_, end = diffusion.heun_steps(_gaussian, x, levels)
+    return abs(float(end - _solution(x, 1.0, 0.1)))
+
+
+def test_heun_converges_at_second_order():
+    errors = [_heun_error(n) for n in (20, 40, 80)]
+    orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    assert all(1.8 < order < 2.3 for order in orders)
+
+
+def test_ancestral_sampling_reproduces_the_data_distribution():
+    generator = torch.Generator().manual_seed(0)
+    path = diffusion.ddpm_path(1000)
+    x = float(path[0]) * torch.randn(20_000, generator=generator)
+    for x in diffusion.ancestral_steps(  # noqa: B020
+        _gaussian, x, path, eta=1.0, noise=lambda: torch.randn(20_000, generator=generator)
+    ):
+        pass
+    assert float(x.std()) == pytest.approx(SPREAD, rel=0.03)
+    assert float(x.mean()) == pytest.approx(0, abs=0.02)
+
+
+SHORT = diffusion.karras_path(3)
+
+
+def test_samples_are_uint8_and_repeat_bit_for_bit(denoiser):
+    labels = torch.arange(5)
+    first = diffusion.sample(denoiser, labels, seed=1, path=SHORT)
+    assert first.shape == (5, 3, 32, 32)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, diffusion.sample(denoiser, labels, seed=1, path=SHORT))
+    assert not torch.equal(first, diffusion.sample(denoiser, labels, seed=2, path=SHORT))
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "ancestral", "eta": 1.0, "path": diffusion.ddpm_path(4)}])
+def test_batching_does_not_change_the_samples(denoiser, options):
+    options = {"path": SHORT} | options
+    together = diffusion.sample(denoiser, torch.arange(5), **options)
+    apart = diffusion.sample(denoiser, torch.arange(5), batch=2, **options)
+    assert (together.int() - apart.int()).abs().max() <= 1
+
+
+def test_label_changes_the_output_and_embedding_equals_label(denoiser):
+    same = torch.zeros(2, 3, 32, 32) + diffusion.starting_noise(1, 0)
+    a, b = diffusion.sample(denoiser, torch.tensor([0, 1]), noise=same, path=SHORT)
+    assert not torch.equal(a, b)
+    embedded = diffusion.sample(denoiser, denoiser.net.class_embedding(torch.tensor([0, 1])), noise=same, path=SHORT)
+    assert torch.equal(embedded[0], a)
+
+
+def test_guidance(denoiser):
+    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
+    with torch.no_grad():
+        plain = denoiser(x, 1.0, labels)
+        null = denoiser(x, 1.0, torch.tensor([5, 5]))
+        assert torch.equal(diffusion.guided(denoiser, labels, 1.0)(x, 1.0), plain)
+        assert torch.equal(diffusion.guided(denoiser, labels, 3.0, (2.0, 9.0))(x, 1.0), plain)
+        torch.testing.assert_close(diffusion.guided(denoiser, labels, 3.0)(x, 1.0), null + 3 * (plain - null))
+
+
+def test_sample_refuses(denoiser):
+    with pytest.raises(ValueError, match="sampler"):
+        diffusion.sample(denoiser, torch.arange(2), sampler="euler")
+    with pytest.raises(ValueError, match="one each"):
+        diffusion.sample(denoiser, torch.arange(2), noise=torch.zeros(3, 3, 32, 32))
+    with pytest.raises(ValueError, match="prediction"):
+        diffusion.Denoiser(denoiser.net, "velocity")

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from cleanfid import fid as cleanfid
+from PIL import Image
+
+from helpers import data, fid
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small stand-in for Inception: any function of 299×299 images in 0…255 will do to compare two pipelines."""
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 12, 7, stride=16)
+    return lambda x: layer(x / 128 - 1).relu().mean(dim=(2, 3)).detach() * 20
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    sets = [part[:60] for part in (data.cifar100("", "test", "demo")[0], data.cifar100("", "train", "demo")[0])]
+    for name, images in zip("ab", sets, strict=True):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{i:03}.png")
+    return tmp_path, sets
+
+
+def test_agrees_with_clean_fid_itself(two_folders, network, monkeypatch):
+    folder, sets = two_folders
+    # clean-fid 0.1.35 asks scipy.linalg.sqrtm for two values, which SciPy 1.18 no longer returns.
+    sqrtm = scipy.linalg.sqrtm
+    monkeypatch.setattr(scipy.linalg, "sqrtm", lambda matrix, disp=True: sqrtm(matrix) if disp else (sqrtm(matrix), 0.0))
+    theirs = cleanfid.compute_fid(
+        str(folder / "a"), str(folder / "b"), mode="clean", custom_feat_extractor=network, num_workers=0,
+        device=torch.device("cpu"), verbose=False,
+    )  # fmt: skip
+    ours = fid.frechet_distance(*(fid.features(images, network) for images in sets))
+    assert theirs > 1
+    assert ours == pytest.approx(theirs, abs=0.01)
+
+
+def test_frechet_distance_of_known_gaussians(rng):
+    a = torch.randn(5000, 4, generator=rng, dtype=torch.float64)
+    assert fid.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    shift = torch.tensor([3.0, 0, 0, -1])
+    assert fid.frechet_distance(a, a + shift) == pytest.approx(10, abs=1e-6)
+    scaled = fid.frechet_distance(a, 3 * a)  # Σ → 9Σ: tr(Σ + 9Σ - 6Σ) = 4 tr Σ, and the mean moves too
+    assert scaled == pytest.approx(float(4 * a.T.cov().trace() + 4 * a.mean(0).square().sum()), rel=1e-9)
+
+
+def test_frechet_distance_equals_the_textbook_formula(rng):
+    a, b = torch.randn(2, 300, 6, generator=rng, dtype=torch.float64)
+    b = b @ torch.randn(6, 6, generator=rng, dtype=torch.float64) + 1
+    cov_a, cov_b = np.cov(a.numpy(), rowvar=False), np.cov(b.numpy(), rowvar=False)
+    root = np.real(scipy.linalg.sqrtm(cov_a @ cov_b))
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert fid.frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-8)
+    assert fid.frechet_distance(a, b) == pytest.approx(fid.frechet_distance(b, a), rel=1e-8)
+
+
+def test_fewer_samples_than_features(rng):
+    a, b = torch.randn(2, 10, 64, generator=rng)
+    assert np.isfinite(fid.frechet_distance(a, b))
+    assert fid.frechet_distance(a, a) == pytest.approx(0, abs=1e-4)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(TypeError, match="uint8"):
+        fid.features(torch.rand(2, 3, 32, 32), network=None)
+    with pytest.raises(ValueError, match="NaN"):
+        fid.frechet_distance(torch.full((4, 2), float("nan")), torch.zeros(4, 2))
+    for bad in (torch.zeros(4), torch.zeros(1, 2), torch.zeros(4, 3)):
+        with pytest.raises(ValueError, match="expected features"):
+            fid.frechet_distance(bad, torch.zeros(4, 2))
+
+
+def test_a_damaged_network_file_is_not_opened(tmp_path):
+    (tmp_path / "inception_pool3.pt").write_bytes(b"half a download")
+    with pytest.raises(data.DataError, match="delete it"):
+        fid.load_network(tmp_path)
+
+
+def test_network_host_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(fid, "inception_url", "http://127.0.0.1:9/none")
+    with pytest.raises(data.DataError, match="inception-2015-12-05.pt could not be loaded"):
+        fid.load_network(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,234 @@
+import json
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import budget, classifiers, data, diffusion, training, unet
+
+
+def test_lr_factor_rises_stays_and_falls_to_zero():
+    values = [training.lr_factor(step, 100, warmup=10, decay=0.3) for step in range(101)]
+    assert values[0] == pytest.approx(1 / 11)
+    assert values[10:71] == [1.0] * 61
+    assert values[85] == pytest.approx(0.5)
+    assert values[100] == pytest.approx(0)
+    assert all(a >= b for a, b in zip(values[10:-1], values[11:], strict=True))
+    assert training.lr_factor(50, 100) == pytest.approx(0.5)
+
+
+def test_ema_equals_its_closed_form():
+    net = nn.Linear(2, 1, bias=False)
+    values = [torch.full((1, 2), float(v)) for v in (3, -1, 4, 1, -5)]
+    net.weight.data = values[0].clone()
+    ema = training.EMA(net, decay=0.4)
+    expected = values[0].clone()
+    for n, value in enumerate(values[1:]):
+        net.weight.data = value.clone()
+        ema.update(net)
+        decay = min(0.4, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(ema.module.weight, expected)
+    assert not ema.module.weight.requires_grad
+    with pytest.raises(ValueError, match="decay"):
+        training.EMA(net, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("train", "kind", "demo", "expected"),
+    [("auto", "cpu", False, False), ("auto", "cpu", True, True), ("auto", "cuda", False, True),
+     ("yes", "cpu", False, True), ("no", "cuda", True, False)],
+)  # fmt: skip
+def test_wants_training(train, kind, demo, expected):
+    assert training.wants_training(train, torch.device(kind), demo=demo) is expected
+
+
+def test_wants_training_refuses_a_typo():
+    with pytest.raises(ValueError, match="TRAIN"):
+        training.wants_training("YES", torch.device("cpu"), demo=False)
+
+
+@pytest.mark.parametrize(("real_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_amp_dtype_does_not_believe_in_emulation(monkeypatch, real_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or real_bf16)
+    assert training.amp_dtype(torch.device("cuda")) is expected
+
+
+def test_check_finite():
+    training.check_finite(torch.ones(3), 5)
+    with pytest.raises(training.TrainingError, match=r"near step 5.*lower LR"):
+        training.check_finite(torch.tensor([1.0, float("nan")]), 5)
+
+
+def test_thin():
+    assert training.thin(torch.tensor([1.0, 2, 3, 4, 9]), 2) == [1.5, 3.5]
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------
+
+
+def _classifier_run(folder, stops):
+    """The notebook's loop with dropout, stopped after each of `stops` and started afresh; the last is the end."""
+    images, labels = (part[:256] for part in data.addnist("", "valid", "demo"))
+    for stop in stops:
+        torch.manual_seed(0)
+        net = classifiers.PaperClassifier(dropout=0.5)
+        limits = budget.Budget(parameters=100_000, steps=stops[-1])
+        ema = training.EMA(net, 0.9)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        parts = {"net": net, "ema": ema, "optimizer": optimizer, "limits": limits}
+        checkpoint = training.Checkpoint(folder, "run", {"steps": stops[-1]}, **parts)
+        start, history = checkpoint.resume()
+        history = torch.zeros(stops[-1]) if history is None else history
+        for step in range(start, stop):
+            data.seed_step(0, step)
+            x, y = data.batch(images, labels, 32, 0, step)
+            loss = F.cross_entropy(net(data.normalise(x)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            limits.step(optimizer)
+            ema.update(net)
+            history[step] = loss.detach()
+        checkpoint.save(stop, history)
+    return checkpoint
+
+
+def _diffusion_run(folder, stops):
+    images, labels = (part[:64] for part in data.cifar100("", "test", "demo"))
+    for stop in stops:
+        torch.manual_seed(0)
+        denoiser = diffusion.Denoiser(unet.UNet((8, 16), (1, 1)))
+        ema = training.EMA(denoiser, 0.9)
+        optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        limits = budget.Budget(parameters=10**6, steps=stops[-1])
+        parts = {"net": denoiser, "ema": ema, "optimizer": optimizer, "scaler": scaler, "limits": limits}
+        checkpoint = training.Checkpoint(folder, "run", {"steps": stops[-1]}, **parts)
+        start, history = checkpoint.resume()
+        history = torch.zeros(stops[-1]) if history is None else history
+        for step in range(start, stop):
+            data.seed_step(0, step)
+            x, y = data.batch(images, labels, 8, 0, step)
+            loss = diffusion.loss(denoiser, x, y, label_dropout=0.3)[0].mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            limits.step(optimizer, scaler)
+            ema.update(denoiser)
+            history[step] = loss.detach()
+        checkpoint.save(stop, history)
+    return checkpoint
+
+
+def _same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("run", [_classifier_run, _diffusion_run])
+def test_resuming_equals_never_stopping_bit_for_bit(tmp_path, run):
+    whole, parts = run(tmp_path / "a", [11]), run(tmp_path / "b", [3, 4, 11])
+    assert _same(whole.resume()[1], parts.resume()[1])
+    for name in whole.parts:
+        assert _same(whole.parts[name].state_dict(), parts.parts[name].state_dict()), name
+    assert parts.parts["limits"].steps_used == 11
+
+
+def _checkpoint(folder, settings=None):
+    return training.Checkpoint(folder, "run", settings or {"a": 1}, net=nn.Linear(2, 2))
+
+
+def test_nothing_there_means_a_fresh_start(tmp_path):
+    assert _checkpoint(tmp_path).resume() == (0, None)
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "empty"])
+def test_damaged_checkpoint_is_refused_and_left_alone(tmp_path, damage):
+    checkpoint = _checkpoint(tmp_path)
+    checkpoint.save(5, torch.zeros(3))
+    content = bytearray(checkpoint.path.read_bytes())
+    content[len(content) // 2] ^= 1
+    bad = {"bit": bytes(content), "truncated": bytes(content[:-100]), "empty": b""}[damage]
+    checkpoint.path.write_bytes(bad)
+    before = checkpoint.parts["net"].weight.detach().clone()
+    with pytest.raises(training.TrainingError, match="damaged.*delete it"):
+        checkpoint.resume()
+    assert checkpoint.path.read_bytes() == bad
+    assert torch.equal(checkpoint.parts["net"].weight, before)
+
+
+def test_a_checkpoint_that_would_run_code_is_not_opened(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (pytest.fail, ("code was run",))
+
+    with pytest.raises(training.TrainingError, match="not a file of plain tensors"):
+        training._load(pickle.dumps(Evil()), "evil.ckpt")
+
+
+def test_other_settings_are_another_file(tmp_path):
+    _checkpoint(tmp_path, {"a": 1}).save(5, torch.zeros(3))
+    assert _checkpoint(tmp_path, {"a": 2}).resume() == (0, None)
+    other = _checkpoint(tmp_path, {"a": 2})
+    _checkpoint(tmp_path, {"a": 1}).path.rename(other.path)
+    with pytest.raises(training.TrainingError, match="other settings"):
+        other.resume()
+
+
+def test_a_failed_save_keeps_the_previous_one(tmp_path, monkeypatch):
+    checkpoint = _checkpoint(tmp_path)
+    checkpoint.save(5, torch.zeros(3))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training.os, "replace", full)
+    with pytest.raises(training.TrainingError, match=r"No space left.*free some space"):
+        checkpoint.save(6, torch.zeros(3))
+    assert _checkpoint(tmp_path).resume()[0] == 5
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.path.name]
+
+
+# --- weights ----------------------------------------------------------------------------------------------------
+
+
+def test_weights_make_the_round_trip(tmp_path):
+    net = classifiers.PaperClassifier()
+    training.save_weights("classifier_paper", net, {"steps": 3}, tmp_path)
+    loaded, card = training.load_weights("classifier_paper", tmp_path)
+    assert card["steps"] == 3
+    assert not loaded.training
+    assert _same(net.state_dict(), loaded.state_dict())
+
+
+def test_damaged_missing_foreign_and_unknown_weights(tmp_path):
+    with pytest.raises(ValueError, match="classifier_paper"):
+        training.load_weights("clasifier", tmp_path)
+    with pytest.raises(training.TrainingError, match="train first"):
+        training.load_weights("diffusion", tmp_path)
+    training.save_weights("classifier_paper", classifiers.DigitSumClassifier(), {}, tmp_path)
+    with pytest.raises(training.TrainingError, match="another architecture"):
+        training.load_weights("classifier_paper", tmp_path)
+    path = tmp_path / "classifier_paper.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(training.TrainingError, match="damaged"):
+        training.load_weights("classifier_paper", tmp_path)
+
+
+SHIPPED = sorted(path.stem for path in training.WEIGHTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_load_and_keep_within_their_budget(name):
+    module, card = training.load_weights(name)
+    assert budget.count_parameters(module) == card["parameters"] <= card["parameter_limit"]
+    assert 0 < card["steps"] <= card["step_limit"]
+    assert {"data", "settings", "device", "torch", "date", "sha256"} <= card.keys()
+    assert all(p.isfinite().all() for p in module.parameters())
+    text = json.dumps(card)
+    assert "/root" not in text
+    assert "/home" not in text
