@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 MEAN, STD = 0.1307, 0.3081  # MNIST's, with which the official AddNIST files are normalised
 
@@ -68,6 +69,33 @@ def batch(images: Tensor, labels: Tensor, size: int, seed: int, step: int) -> tu
 def normalise(images: Tensor) -> Tensor:
     """uint8 AddNIST images (B, 3, 28, 28) -> float32, normalised like the official files."""
     return (images.float() / 255 - MEAN) / STD
+
+
+def shuffle_channels(images: Tensor) -> Tensor:
+    """Each image (B, 3, H, W) with its channels in a random order: another AddNIST image of the same label.
+
+    Random numbers come from torch's global generator.
+    """
+    order = torch.rand(len(images), 3, device=images.device).argsort(dim=1)
+    return images.gather(1, order[:, :, None, None].expand_as(images))
+
+
+def jitter(images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: float = 0.0) -> Tensor:
+    """Each channel of each image turned, scaled and moved at random, all on the device: float (B, C, H, W) -> same.
+
+    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. What comes in from outside is the image's
+    own least value, the background. Random numbers come from torch's global generator.
+    """
+    b, c, h, w = images.shape
+    angle, size_x, size_y, x, y = (torch.rand(5, b * c, device=images.device) * 2 - 1).unbind()
+    cos, sin = (angle * math.radians(degrees)).cos(), (angle * math.radians(degrees)).sin()
+    size_x, size_y = 1 + scale * size_x, 1 + scale * size_y
+    rows = [cos * size_x, -sin * size_y, 2 * shift / w * x, sin * size_x, cos * size_y, 2 * shift / h * y]
+    theta = torch.stack(rows, dim=1).view(b * c, 2, 3)
+    grid = F.affine_grid(theta, [b * c, 1, h, w], align_corners=False)
+    ground = images.amin()
+    moved = F.grid_sample((images - ground).view(b * c, 1, h, w), grid, align_corners=False)
+    return moved.view(b, c, h, w) + ground
 
 
 def fingerprint(images: Tensor, labels: Tensor) -> str:
@@ -141,7 +169,8 @@ def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_cl
     """AddNIST's own recipe over any digits; pools are (uint8 images (N, 28, 28), labels (N,)) numpy arrays.
 
     Every triple of a class is drawn equally often, then exactly per_class = (train and valid, test) examples of each
-    class are taken with replacement, shuffled, and the first part split 3 : 1 into train and valid.
+    class are taken with replacement, shuffled, and the first part split 3 : 1 into train and valid. So many valid
+    examples also occur in train, as in the official files.
     """
     rng = np.random.default_rng(seed)
     triples = np.array([t for t in itertools.product(range(10), repeat=3) if 1 <= sum(t) <= 20])
@@ -153,10 +182,9 @@ def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_cl
         for label in range(20):
             members = triples[classes == label]
             held = int(0.75 * len(members))
-            repeats = keep // (len(members) - held if test else held)
-            drawn = members.repeat(max(repeats, 1), axis=0)  # (n, 3)
-            drawn = drawn[rng.integers(len(drawn), size=keep)]
-            chosen = np.stack([_pick(rng, by_digit, drawn[:, channel]) for channel in range(3)], axis=1)
+            drawn = members.repeat(max(keep // (len(members) - held if test else held), 1), axis=0)  # (n, 3)
+            rows = np.stack([_pick(rng, by_digit, drawn[:, channel]) for channel in range(3)], axis=1)
+            chosen = rows[rng.integers(len(rows), size=keep)]  # with replacement: some examples come twice
             images.append(pool_images[chosen])  # (keep, 3, 28, 28)
             labels.append(np.full(keep, label))
         order = rng.permutation(20 * keep)

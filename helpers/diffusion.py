@@ -8,6 +8,7 @@ one process, with σ_t = √((1 - ᾱ_t) / ᾱ_t). So the report's plain DDPM an
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -231,9 +232,7 @@ def sample(
         else:
             streams = [_generator(seed, i, stream=1) for i in range(start, start + len(x))]
             steps = ancestral_steps(denoise, x, path, eta=eta, noise=lambda g=streams: _randn(g, 32).to(device))
-        for x in steps:  # noqa: B007
-            pass
-        images.append(to_uint8(x).cpu())
+        images.append(to_uint8(deque(steps, maxlen=1).pop()).cpu())
         if progress:
             progress(start + len(x), len(labels))
     return torch.cat(images)

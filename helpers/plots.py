@@ -8,7 +8,7 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import display
+from IPython.display import Pretty, display
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
@@ -16,21 +16,22 @@ from torch import Tensor, nn
 from helpers.data import normalise
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
-STYLE = {
-    "figure.dpi": 110,
-    "figure.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "font.size": 9,
-    "legend.frameon": False,
-}
+plt.rcParams.update(  # one look for every figure of the notebooks
+    {
+        "figure.dpi": 110,
+        "figure.facecolor": "white",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "font.size": 9,
+        "legend.frameon": False,
+    }
+)
 
 
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2), **kwargs):
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
     plt.close(figure)  # shown by returning it, once, not a second time by the inline backend
     return figure, axes
 
@@ -116,8 +117,8 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, windo
             mean = smooth(values, max(1, min(window // every, len(values) // 20)))
             seen = values.isfinite().nonzero()[:, 0]
             thin = seen[:: max(1, len(seen) // 2000)]
-            axis.plot((thin + 1) * every, values[thin], color=colour, alpha=0.2, linewidth=0.5)
-            axis.plot((seen + 1) * every, mean[seen], color=colour, linewidth=1.6, label=name)
+            axis.plot(((thin + 1) * every).numpy(), values[thin].numpy(), color=colour, alpha=0.2, linewidth=0.5)
+            axis.plot(((seen + 1) * every).numpy(), mean[seen].numpy(), color=colour, linewidth=1.6, label=name)
         axis.set_title(quantity)
         axis.set_xlabel("optimisation step")
     if len(runs) > 1:
@@ -152,6 +153,20 @@ class LiveCurves:
             self.handle.update(figure)
 
 
+class ProgressLine:
+    """One line of text, "sampling: 250 of 10,000", updated in place; pass it as a `progress` argument."""
+
+    def __init__(self, name: str):
+        self.name, self.handle = name, None
+
+    def __call__(self, done: int, total: int) -> None:
+        line = Pretty(f"{self.name}: {done:,} of {total:,}")
+        if self.handle is None:
+            self.handle = display(line, display_id=True)
+        else:
+            self.handle.update(line)
+
+
 def bars(values: dict[str, float], *, title: str, unit: str = "", spread: dict[str, float] | None = None) -> Figure:
     """A horizontal bar a value, its figure beside it; spread draws ± whiskers."""
     figure, axes = _figure(size=(6.5, 0.5 + 0.42 * len(values)))
@@ -175,7 +190,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int, title: s
     shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     figure, axes = _figure(size=(5.4, 4.6))
     axis = axes[0][0]
-    mesh = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    mesh = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axis.set(xlabel="answer", ylabel="true label", title=title)
     axis.set_xticks(range(classes))
     axis.set_yticks(range(classes))
@@ -189,7 +204,7 @@ def error_sizes(labels: Tensor, predictions: Tensor) -> Figure:
     off = (predictions - labels)[predictions != labels]
     figure, axes = _figure(size=(6.5, 2.4))
     values, counts = off.unique(return_counts=True)
-    axes[0][0].bar(values, counts / len(labels), color=BLUE)
+    axes[0][0].bar(values.numpy(), (counts / len(labels)).numpy(), color=BLUE)
     axes[0][0].set(xlabel="answer - true label", ylabel="share of all", title="How far off are the errors?")
     return figure
 
@@ -200,11 +215,11 @@ def answer(net: nn.Module, image: Tensor, label: int) -> Figure:
         probabilities = net(normalise(image[None])).softmax(dim=1)[0]
     figure, axes = _figure(1, 5, (9, 1.9), width_ratios=[1, 1, 1, 1, 3.2])
     for axis, title, part in zip(axes[0], ("image", "red", "green", "blue"), (image, *image), strict=False):
-        axis.imshow(part.permute(1, 2, 0) if part.ndim == 3 else part, cmap="gray", vmin=0, vmax=255)
+        axis.imshow((part.permute(1, 2, 0) if part.ndim == 3 else part).numpy(), cmap="gray", vmin=0, vmax=255)
         axis.set_title(title)
         axis.axis("off")
     axis = axes[0][4]
-    axis.bar(range(20), probabilities, color=[ORANGE if i == label else BLUE for i in range(20)])
+    axis.bar(range(20), probabilities.numpy(), color=[ORANGE if i == label else BLUE for i in range(20)])
     axis.set(ylim=(0, 1), xlabel="label (orange: the true one)", ylabel="probability")
     axis.set_xticks(range(0, 20, 2))
     return figure

@@ -83,6 +83,38 @@ def test_seed_step_repeats_the_noise():
     assert not torch.equal(first, other)
 
 
+def test_jitter_moves_each_channel_on_its_own_and_no_more_than_said():
+    images = torch.full((50, 3, 28, 28), -0.4)
+    images[:, :, 13:15, 13:15] = 2.0
+    torch.testing.assert_close(data.jitter(images), images)
+    torch.manual_seed(0)
+    moved = data.jitter(images, shift=3.0) + 0.4
+    assert float(moved.amin()) == pytest.approx(0, abs=1e-5)
+    mass = moved.sum(dim=(2, 3))
+    torch.testing.assert_close(mass, torch.full_like(mass, 4 * 2.4), rtol=1e-3, atol=1e-3)
+    centre = (moved.sum(dim=2) * torch.arange(28)).sum(dim=2) / mass - 13.5  # (50, 3): how far right
+    assert 2.5 < float(centre.abs().amax()) <= 3.001
+    assert float((centre[:, 0] - centre[:, 1]).abs().mean()) > 1
+    turned = data.jitter(images, degrees=20, scale=0.2)
+    assert not torch.allclose(turned, images)
+    torch.testing.assert_close(turned.flip(2, 3), turned)  # about the centre
+
+
+def test_shuffled_channels_are_the_same_three_and_every_order_occurs():
+    images = torch.arange(3, dtype=torch.uint8).view(1, 3, 1, 1).expand(6000, 3, 2, 2)
+    torch.manual_seed(0)
+    orders, counts = data.shuffle_channels(images)[:, :, 0, 0].unique(dim=0, return_counts=True)
+    assert orders.tolist() == [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
+    assert counts.min() > 850
+
+
+def test_many_rebuilt_valid_images_also_occur_in_train(demo):
+    """The official recipe draws with replacement; about 42% of its validation images are training images too."""
+    seen = {image.numpy().tobytes() for image in demo["train"][0]}
+    share = sum(image.numpy().tobytes() in seen for image in demo["valid"][0]) / len(demo["valid"][0])
+    assert 0.38 < share < 0.48
+
+
 def test_normalise_is_the_official_one():
     images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
     assert data.normalise(images).flatten().tolist() == pytest.approx([-0.1307 / 0.3081, (1 - 0.1307) / 0.3081])

@@ -30,7 +30,9 @@ def test_agrees_with_clean_fid_itself(two_folders, network, monkeypatch):
     folder, sets = two_folders
     # clean-fid 0.1.35 asks scipy.linalg.sqrtm for two values, which SciPy 1.18 no longer returns.
     sqrtm = scipy.linalg.sqrtm
-    monkeypatch.setattr(scipy.linalg, "sqrtm", lambda matrix, disp=True: sqrtm(matrix) if disp else (sqrtm(matrix), 0.0))
+    monkeypatch.setattr(
+        scipy.linalg, "sqrtm", lambda matrix, disp=True: sqrtm(matrix) if disp else (sqrtm(matrix), 0.0)
+    )
     theirs = cleanfid.compute_fid(
         str(folder / "a"), str(folder / "b"), mode="clean", custom_feat_extractor=network, num_workers=0,
         device=torch.device("cpu"), verbose=False,

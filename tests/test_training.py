@@ -52,7 +52,9 @@ def test_wants_training_refuses_a_typo():
 
 @pytest.mark.parametrize(("real_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_amp_dtype_does_not_believe_in_emulation(monkeypatch, real_bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or real_bf16)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or real_bf16
+    )
     assert training.amp_dtype(torch.device("cuda")) is expected
 
 

@@ -1,0 +1,95 @@
+"""What must hold for the notebooks as files; pytest runs them too, through nbmake (see pyproject.toml)."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
+FULL_SIZE = {
+    "01_classifier": {"STEPS": 10_000, "PARAMETERS": 100_000, "DATA": "official", "TRAIN": "auto"},
+    "02_diffusion": {"STEPS": 50_000, "PARAMETERS": 948_856, "SAMPLES": 10_000, "DATA": "official", "TRAIN": "auto"},
+    "03_interpolation": {"ROWS": 10},
+}
+
+
+def _code(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
+
+
+def _assignments(source):
+    """Name -> list of the values assigned to it at the top level, as syntax trees."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                found.setdefault(getattr(target, "id", None), []).append(node.value)
+    return found
+
+
+def _settings(path):
+    (cell,) = [c for c in _code(path) if "parameters" in c["metadata"].get("tags", [])]
+    return cell
+
+
+def test_there_are_three():
+    assert [path.stem for path in NOTEBOOKS] == list(FULL_SIZE)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_settings_are_literals_of_full_size_with_a_comment_each(path):
+    cell = _settings(path)
+    values = {}
+    for node in ast.parse(cell["source"]).body:
+        assert isinstance(node, ast.Assign), "the settings cell holds literals only"
+        assert node.targets[0].id.isupper()
+        values[node.targets[0].id] = ast.literal_eval(node.value)
+    assert len(values) == len(cell["source"].splitlines())
+    assert values | FULL_SIZE[path.stem] == values
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_mock_replaces_a_literal_of_its_own_cell(path):
+    mocked = [cell for cell in _code(path) if "nbmake" in cell["metadata"]]
+    assert mocked == [_settings(path)]
+    here = _assignments(mocked[0]["source"])
+    mocks = mocked[0]["metadata"]["nbmake"]["mock"]
+    assert mocks
+    for name, value in mocks.items():
+        assert len(here[name]) == 1
+        assert type(ast.literal_eval(here[name][0])) is type(value)
+    assert mocks.get("STEPS", 0) < 100
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_format(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    widgets = notebook["metadata"].get("widgets", {})
+    assert all("state" in widget for widget in widgets.values())
+    lengths = sorted(len(cell["source"].splitlines()) for cell in _code(path))
+    assert lengths[-1] <= 40
+    assert lengths[len(lengths) // 2] <= 12
+    for cell in _code(path):
+        assert not re.search(r"^\s*[!%]", cell["source"], re.MULTILINE), "shell lines and magics pass unnoticed"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_stored_outputs_are_whole_and_clean(path):
+    cells = _code(path)
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "run top to bottom"
+    assert all(output["output_type"] != "error" for output in outputs)
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    text = json.dumps([o.get("text", "") or {k: v for k, v in o["data"].items() if k != "image/png"} for o in outputs])
+    assert not re.search(r"/(root|home|tmp|work|Users|usr)/|[A-Z]:\\\\", text)
+    assert "demo" not in text, "the stored outputs come from real data"
+
+
+def test_the_colab_cell_is_the_same_everywhere():
+    assert len({next(c["source"] for c in _code(path) if "google.colab" in c["source"]) for path in NOTEBOOKS}) == 1

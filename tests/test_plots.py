@@ -1,0 +1,68 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from helpers import plots
+from helpers.budget import count_parameters
+from helpers.classifiers import PaperClassifier
+from helpers.unet import UNet
+
+
+def _texts(figure):
+    found = [text.get_text() for axis in figure.axes for text in axis.texts]
+    return found + [axis.get_title(loc=loc) for axis in figure.axes for loc in ("left", "center")]
+
+
+def test_image_grid_shows_every_image_in_its_place():
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    figure = plots.image_grid(images, 3, captions=list("abcde"))
+    assert len(figure.axes) == 6
+    for axis, image, caption in zip(figure.axes, images, "abcde", strict=False):
+        np.testing.assert_array_equal(axis.images[0].get_array(), image.permute(1, 2, 0).numpy())
+        assert axis.get_xlabel() == caption
+    assert not figure.axes[5].images
+
+
+def test_smooth_is_a_running_mean_that_skips_what_is_missing():
+    values = torch.tensor([1.0, 3.0, float("nan"), 5.0, 7.0])
+    assert plots.smooth(values, 2).tolist() == [1, 2, 3, 5, 6]
+
+
+def test_training_curves_place_values_at_their_steps():
+    figure = plots.training_curves({"a": {"loss": torch.arange(4.0)}, "b": {"loss": torch.ones(4)}}, every=50)
+    (axis,) = figure.axes
+    assert axis.get_title(loc="left") == "loss"
+    assert axis.lines[1].get_xdata().tolist() == [50, 100, 150, 200]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_confusion_matrix_rows_are_shares():
+    figure = plots.confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3, "t")
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 0]])
+
+
+def test_error_sizes():
+    figure = plots.error_sizes(torch.tensor([3, 3, 3, 3]), torch.tensor([3, 4, 4, 1]))
+    bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in figure.axes[0].patches}
+    assert bars == pytest.approx({-2: 0.25, 1: 0.5})
+
+
+def test_diagrams_say_what_the_nets_are():
+    net = PaperClassifier().eval()
+    texts = " ".join(_texts(plots.layer_diagram(net, torch.zeros(1, 3, 28, 28))))
+    assert f"{count_parameters(net):,} in all" in texts
+    assert texts.count("conv 3×3") == 4
+    assert texts.count("max pool") == 3
+    assert "64×3×3" in texts
+    assert not any(module._forward_hooks for module in net.modules())
+    texts = _texts(plots.unet_diagram(UNet((8, 16), (1, 2))))
+    assert texts.count("block 8") == 2
+    assert texts.count("block 16") == 2
+
+
+def test_figures_are_closed_so_that_a_cell_shows_them_once():
+    before = plt.get_fignums()
+    figure = plots.bars({"a": 1.0, "b": 2.0}, title="t", spread={"a": 0.1, "b": 0.2})
+    assert plt.get_fignums() == before
+    assert plots.png(figure).startswith(b"\x89PNG")
