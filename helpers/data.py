@@ -9,6 +9,8 @@ import itertools
 import math
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -134,7 +136,7 @@ def _addnist_official(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     if not all(path.exists() for path in files.values()):
         archive = folder / "addnist.zip"
         if not archive.exists():
-            download(ADDNIST_URL, archive, hint="or set DATA = 'rebuilt', which draws the same distribution from MNIST")
+            download(ADDNIST_URL, archive, hint="set DATA = 'rebuilt', which draws the same distribution from MNIST")
         _unpack_addnist(archive, files)
     x, y = (_read_npy(files[f"{split}_{part}"].read_bytes(), f"{split}_{part}") for part in "xy")
     images = torch.from_numpy(np.rint((x * STD + MEAN).clip(0, 1) * 255).astype(np.uint8))
@@ -314,21 +316,16 @@ def _draw_shape(shape: str, colour: int, rng: np.random.Generator) -> np.ndarray
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-class _clear_errors:
+@contextmanager
+def _clear_errors(name: str, hint: str) -> Iterator[None]:
     """Turn what goes wrong while a library loads a data set into one DataError with advice."""
-
-    def __init__(self, name: str, hint: str):
-        self.name, self.hint = name, hint
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, (OSError, RuntimeError, ValueError, EOFError)):
-            raise DataError(
-                f"{self.name} could not be loaded ({error}). Check the connection and the free space and run this "
-                f"again; or {self.hint}."
-            ) from error
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{name} could not be loaded ({error}). Check the connection and the free space and run this again; "
+            f"or {hint}."
+        ) from error
 
 
 def download(url: str, path: Path, *, hint: str, sha256: str | None = None) -> None:

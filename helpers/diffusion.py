@@ -109,7 +109,7 @@ def loss(denoiser: Denoiser, images: Tensor, labels: Tensor, *, label_dropout: f
     """
     x0 = to_float(images)
     if denoiser.prediction == "epsilon":
-        levels = ddpm_sigmas().to(x0.device, torch.float32)
+        levels = ddpm_sigmas().float().to(x0.device)
         sigma = levels[torch.randint(len(levels), (len(x0),), device=x0.device)]
     else:
         sigma = (torch.randn(len(x0), device=x0.device) * 1.2 - 1.2).exp()

@@ -33,10 +33,8 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
     Takes a file of `NETWORKS` from `root`, or downloads the first one (91 MB); either is verified by SHA-256.
     Raises DataError.
     """
-    name, path = next(
-        ((n, Path(root) / n) for n in NETWORKS if (Path(root) / n).exists()),
-        (next(iter(NETWORKS)), Path(root) / next(iter(NETWORKS))),
-    )
+    name = next((name for name in NETWORKS if (Path(root) / name).exists()), "inception-2015-12-05.pt")
+    path = Path(root) / name
     if not path.exists():
         data.download(inception_url, path, hint="skip the FID", sha256=NETWORKS[name])
     if hashlib.sha256(path.read_bytes()).hexdigest() != NETWORKS[name]:

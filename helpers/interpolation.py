@@ -60,7 +60,7 @@ def between(
     images, and positions 0 and 1 the two samples themselves. Returns uint8 (F, P, 3, 32, 32).
     """
     device = next(denoiser.parameters()).device
-    start, end = (denoiser.net.class_embedding(label.to(device)) for label in labels)  # (P, E) each
+    start, end = (denoiser.net.class_embedding(label.to(device)).cpu() for label in labels)  # (P, E) each
     pairs = len(start)
     embeddings = torch.cat([slerp(start, end, float(t)) for t in positions])  # (F·P, E)
     noise = torch.cat([slerp(*noises, float(t)) for t in positions])  # (F·P, 3, 32, 32)

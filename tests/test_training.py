@@ -72,11 +72,11 @@ def test_thin():
 
 
 def _classifier_run(folder, stops):
-    """The notebook's loop with dropout, stopped after each of `stops` and started afresh; the last is the end."""
+    """The notebook's loop with its noise, stopped after each of `stops` and started afresh; the last is the end."""
     images, labels = (part[:256] for part in data.addnist("", "valid", "demo"))
     for stop in stops:
         torch.manual_seed(0)
-        net = classifiers.PaperClassifier(dropout=0.5)
+        net = classifiers.PaperClassifier()
         limits = budget.Budget(parameters=100_000, steps=stops[-1])
         ema = training.EMA(net, 0.9)
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
@@ -87,7 +87,7 @@ def _classifier_run(folder, stops):
         for step in range(start, stop):
             data.seed_step(0, step)
             x, y = data.batch(images, labels, 32, 0, step)
-            loss = F.cross_entropy(net(data.normalise(x)), y)
+            loss = F.cross_entropy(net(data.jitter(data.normalise(data.shuffle_channels(x)), shift=1.0)), y)
             optimizer.zero_grad()
             loss.backward()
             limits.step(optimizer)

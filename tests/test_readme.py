@@ -1,0 +1,44 @@
+"""README's figures are the result cards' figures, and its commands are the ones that are run."""
+
+import re
+from pathlib import Path
+from statistics import mean, stdev
+
+from helpers.training import load_card
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def table_rows():
+    """The rows of README's results table, made from the cards."""
+    paper, diffusion = load_card("classifier_paper"), load_card("diffusion")
+    tests = [row["test_accuracy"] for row in paper["seeds"]]
+    metrics = diffusion["metrics"]
+    return [
+        f"| AddNIST, the report's net: test accuracy | 74.9% | **{mean(tests):.1%} ± {stdev(tests):.1%}**¹ "
+        f"({len(tests)} seeds) |",
+        f"| parameters (limit 100,000) | 98,740 | {paper['parameters']:,} |",
+        f"| steps (limit 10,000) | 10,000 | {paper['steps']:,} |",
+        f"| CIFAR-100, class-conditional diffusion: FID | 91.78 | **{metrics['fid']:.2f}**² (n = {metrics['n']:,}) |",
+        f"| parameters (limit 1,000,000) | 948,856 | {diffusion['parameters']:,} |",
+        f"| steps (limit 50,000) | 50,000 | {diffusion['steps']:,}, batch {diffusion['settings']['batch']}, "
+        f"on a CPU in {diffusion['seconds'] / 60:.0f} min |",
+    ]
+
+
+def test_results_table_is_the_cards():
+    for row in table_rows():
+        assert row in README, f"README lacks this row, or has it with other figures:\n{row}"
+
+
+def test_commands_are_the_ones_ci_runs():
+    commands = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)
+    assert len(commands) == 2
+    in_ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert commands[1].replace("pip install", "pip install --quiet") in in_ci
+
+
+def test_every_file_it_names_is_there():
+    for name in re.findall(r"`([\w./]+\.(?:ipynb|py|txt))`", README) + re.findall(r"\]\((\.github/[^)]+)\)", README):
+        assert (ROOT / name).exists(), name
