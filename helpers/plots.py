@@ -262,7 +262,7 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
 
     names = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "Linear": "linear"}
     colours = {"Conv2d": "#cfe0f3", "MaxPool2d": "#f0f0f0", "Linear": "#f6dfc5"}
-    figure, axes = _figure(size=(9, 2.9))
+    figure, axes = _figure(size=(9, 2.6))
     axis = axes[0][0]
     rows.insert(0, ("input", tuple(example.shape[1:]), 0))
     for i, (kind, shape, count) in enumerate(rows):
@@ -271,7 +271,7 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
         _box(axis, i * 1.15, 0, 0.5, height, names.get(kind, kind), colours.get(kind, "white"), under)
         if i:
             _arrow(axis, (i * 1.15 - 0.62, 0), (i * 1.15 - 0.03, 0))
-    axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.9, 1.4))
+    axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.6, 1.2))
     axis.axis("off")
     axis.set_title(f"{type(net).__name__}: output shapes and parameters, {sum(r[2] for r in rows):,} in all")
     return figure

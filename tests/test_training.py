@@ -169,7 +169,7 @@ def test_a_checkpoint_that_would_run_code_is_not_opened(tmp_path):
             return (pytest.fail, ("code was run",))
 
     with pytest.raises(training.TrainingError, match="not a file of plain tensors"):
-        training._load(pickle.dumps(Evil()), "evil.ckpt")
+        training._load(pickle.dumps(Evil(), protocol=2), "evil.ckpt")
 
 
 def test_other_settings_are_another_file(tmp_path):
