@@ -7,6 +7,7 @@ PNGs; the distance is computed in float64 with eigh, which needs no `scipy.linal
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
 @torch.no_grad()
 def features(
     images: Tensor,
-    network: Callable[[Tensor], Tensor],
+    network: Callable[[Tensor], Tensor] | None = None,
     *,
     device: torch.device | str = "cpu",
     batch: int = 50,
@@ -57,11 +58,13 @@ def features(
 ) -> Tensor:
     """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
 
-    network: float (B, 3, 299, 299) in 0…255 -> (B, D), from `load_network`. Raises TypeError for images that are
-    not uint8: floats in 0…1 would silently score nonsense.
+    network: float (B, 3, 299, 299) in 0…255 -> (B, D), default `load_network(DATA_ROOT)`, where DATA_ROOT is the
+    environment variable or "data". Raises TypeError for images that are not uint8: floats in 0…1 would silently
+    score nonsense.
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through diffusion.to_uint8")
+    network = network or load_network(os.environ.get("DATA_ROOT", "data"), device)
     resize = build_resizer("clean")
     out = []
     for rows in images.split(batch):

@@ -69,7 +69,7 @@ def test_fewer_samples_than_features(rng):
 
 def test_bad_input_is_refused():
     with pytest.raises(TypeError, match="uint8"):
-        fid.features(torch.rand(2, 3, 32, 32), network=None)
+        fid.features(torch.rand(2, 3, 32, 32))
     with pytest.raises(ValueError, match="NaN"):
         fid.frechet_distance(torch.full((4, 2), float("nan")), torch.zeros(4, 2))
     for bad in (torch.zeros(4), torch.zeros(1, 2), torch.zeros(4, 3)):
