@@ -10,8 +10,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
 FULL_SIZE = {
-    "01_classifier": {"STEPS": 10_000, "PARAMETERS": 100_000, "DATA": "official", "TRAIN": "auto"},
-    "02_diffusion": {"STEPS": 50_000, "PARAMETERS": 948_856, "SAMPLES": 10_000, "DATA": "official", "TRAIN": "auto"},
+    "01_classifier": {
+        "STEPS": 10_000,
+        "STEP_LIMIT": 10_000,
+        "PARAMETER_LIMIT": 100_000,
+        "DATA": "official",
+        "TRAIN": "auto",
+    },
+    "02_diffusion": {
+        "STEPS": 50_000,
+        "STEP_LIMIT": 50_000,
+        "PARAMETER_LIMIT": 948_856,
+        "SAMPLES": 10_000,
+        "DATA": "official",
+        "TRAIN": "auto",
+    },
     "03_interpolation": {"ROWS": 10},
 }
 
