@@ -199,13 +199,13 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int, title: s
     return figure
 
 
-def error_sizes(labels: Tensor, predictions: Tensor) -> Figure:
+def error_sizes(labels: Tensor, predictions: Tensor, title: str) -> Figure:
     """How far off the wrong answers are: histogram of answer - label, int64 (N,) each."""
     off = (predictions - labels)[predictions != labels]
     figure, axes = _figure(size=(6.5, 2.4))
     values, counts = off.unique(return_counts=True)
     axes[0][0].bar(values.numpy(), (counts / len(labels)).numpy(), color=BLUE)
-    axes[0][0].set(xlabel="answer - true label", ylabel="share of all", title="How far off are the errors?")
+    axes[0][0].set(xlabel="answer - true label", ylabel="share of all", title=title)
     return figure
 
 

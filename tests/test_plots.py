@@ -43,7 +43,7 @@ def test_confusion_matrix_rows_are_shares():
 
 
 def test_error_sizes():
-    figure = plots.error_sizes(torch.tensor([3, 3, 3, 3]), torch.tensor([3, 4, 4, 1]))
+    figure = plots.error_sizes(torch.tensor([3, 3, 3, 3]), torch.tensor([3, 4, 4, 1]), "t")
     bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in figure.axes[0].patches}
     assert bars == pytest.approx({-2: 0.25, 1: 0.5})
 
