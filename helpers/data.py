@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import os
+import socket
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+PATIENCE = 60.0  # seconds a host may stay silent during a download
 MEAN, STD = 0.1307, 0.3081  # MNIST's, with which the official AddNIST files are normalised
 
 ADDNIST_URL = "https://data.ncl.ac.uk/ndownloader/articles/24574354/versions/1"
@@ -69,7 +71,9 @@ def batch(images: Tensor, labels: Tensor, size: int, seed: int, step: int) -> tu
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 AddNIST images (B, 3, 28, 28) -> float32, normalised like the official files."""
+    """uint8 AddNIST images (B, 3, 28, 28) -> float32, normalised like the official files. Raises TypeError."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass what `addnist` returns")
     return (images.float() / 255 - MEAN) / STD
 
 
@@ -82,11 +86,15 @@ def shuffle_channels(images: Tensor) -> Tensor:
     return images.gather(1, order[:, :, None, None].expand_as(images))
 
 
-def jitter(images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: float = 0.0) -> Tensor:
-    """Each channel of each image turned, scaled and moved at random, all on the device: float (B, C, H, W) -> same.
+def jitter(
+    images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: float = 0.0, bend: float = 0.0
+) -> Tensor:
+    """Each channel of each image turned, scaled, moved and bent at random: float (B, C, H, W) -> same, on its device.
 
-    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. What comes in from outside is the image's
-    own least value, the background. Random numbers come from torch's global generator.
+    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: the elastic deformation of Simard et
+    al. (2003), here a displacement of that many pixels (standard deviation) at 5 × 5 points, smooth in between. What
+    comes in from outside is the images' least value, the background. Random numbers come from torch's global
+    generator.
     """
     b, c, h, w = images.shape
     angle, size_x, size_y, x, y = (torch.rand(5, b * c, device=images.device) * 2 - 1).unbind()
@@ -95,6 +103,8 @@ def jitter(images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: f
     rows = [cos * size_x, -sin * size_y, 2 * shift / w * x, sin * size_x, cos * size_y, 2 * shift / h * y]
     theta = torch.stack(rows, dim=1).view(b * c, 2, 3)
     grid = F.affine_grid(theta, [b * c, 1, h, w], align_corners=False)
+    points = torch.randn(b * c, 2, 5, 5, device=images.device) * (2 * bend / w)
+    grid = grid + F.interpolate(points, size=(h, w), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     ground = images.amin()
     moved = F.grid_sample((images - ground).view(b * c, 1, h, w), grid, align_corners=False)
     return moved.view(b, c, h, w) + ground
@@ -122,13 +132,27 @@ def addnist(root: str | Path, split: str, source: str = "official") -> tuple[Ten
         raise ValueError(f"split must be 'train', 'valid' or 'test', got {split!r}")
     if source == "official":
         return _addnist_official(Path(root) / "AddNIST", split)
-    if source == "rebuilt":
-        digits = [_mnist(root, train) for train in (True, False)]
-        return _addnist_from_digits(*digits, split, per_class=(3000, 500))
+    pools = [digits(root, part, source) for part in ("train", "test")]
+    return _addnist_from_digits(*pools, split, per_class=(600, 100) if source == "demo" else (3000, 500))
+
+
+def digits(root: str | Path, split: str, source: str = "official") -> tuple[Tensor, Tensor]:
+    """The single digits that AddNIST adds up, with labels of their own: MNIST; or, source "demo", printed digits.
+
+    split: "train" (60,000; demo 2,000) or "test" (10,000; demo 500); source as in `addnist`. MNIST comes through
+    torchvision, downloaded on first use. Returns uint8 images (N, 28, 28) and int64 labels (N,). Raises DataError.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if source == "demo":
-        digits = [_typeset_digits(train) for train in (True, False)]
-        return _addnist_from_digits(*digits, split, per_class=(600, 100))
-    raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
+        return _typeset_digits(split == "train")
+    if source not in ("official", "rebuilt"):
+        raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
+    from torchvision.datasets import MNIST
+
+    with _clear_errors("MNIST", "put its four files into DATA_ROOT/MNIST/raw, or set DATA = 'demo'"):
+        mnist = MNIST(str(root), train=split == "train", download=True)
+    return mnist.data, mnist.targets
 
 
 def _addnist_official(folder: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -168,7 +192,7 @@ def _read_npy(data: bytes, name: str) -> np.ndarray:
 
 
 def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_class: tuple[int, int], seed: int = 0):
-    """AddNIST's own recipe over any digits; pools are (uint8 images (N, 28, 28), labels (N,)) numpy arrays.
+    """AddNIST's own recipe over any digits; pools are (uint8 images (N, 28, 28), labels (N,)).
 
     Every triple of a class is drawn equally often, then exactly per_class = (train and valid, test) examples of each
     class are taken with replacement, shuffled, and the first part split 3 : 1 into train and valid. So many valid
@@ -179,7 +203,7 @@ def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_cl
     classes = triples.sum(axis=1) - 1
     split_pools = []
     for (pool_images, pool_labels), keep, test in ((train_pool, per_class[0], False), (test_pool, per_class[1], True)):
-        by_digit = [np.flatnonzero(pool_labels == digit) for digit in range(10)]
+        by_digit = [np.flatnonzero(pool_labels.numpy() == digit) for digit in range(10)]
         images, labels = [], []
         for label in range(20):
             members = triples[classes == label]
@@ -187,7 +211,7 @@ def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_cl
             drawn = members.repeat(max(keep // (len(members) - held if test else held), 1), axis=0)  # (n, 3)
             rows = np.stack([_pick(rng, by_digit, drawn[:, channel]) for channel in range(3)], axis=1)
             chosen = rows[rng.integers(len(rows), size=keep)]  # with replacement: some examples come twice
-            images.append(pool_images[chosen])  # (keep, 3, 28, 28)
+            images.append(pool_images.numpy()[chosen])  # (keep, 3, 28, 28)
             labels.append(np.full(keep, label))
         order = rng.permutation(20 * keep)
         split_pools.append((np.concatenate(images)[order], np.concatenate(labels)[order]))
@@ -209,14 +233,6 @@ def _pick(rng: np.random.Generator, by_digit: list[np.ndarray], digits: np.ndarr
     for digit, rows in enumerate(by_digit):
         table[digit, : len(rows)] = rows
     return table[digits, position]
-
-
-def _mnist(root: str | Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    from torchvision.datasets import MNIST
-
-    with _clear_errors("MNIST", "put its four files into DATA_ROOT/MNIST/raw, or set DATA = 'demo'"):
-        mnist = MNIST(str(root), train=train, download=True)
-    return mnist.data.numpy(), mnist.targets.numpy()
 
 
 # --- CIFAR-100 --------------------------------------------------------------------------------------------------
@@ -254,7 +270,7 @@ def cifar100_classes(root: str | Path, source: str = "official") -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def _typeset_digits(train: bool) -> tuple[np.ndarray, np.ndarray]:
+def _typeset_digits(train: bool) -> tuple[Tensor, Tensor]:
     """Printed digits in place of MNIST's: uint8 (N, 28, 28) and labels (N,); sizes, angles and places vary."""
     rng = np.random.default_rng(0 if train else 1)
     labels = np.arange(10).repeat(200 if train else 50)
@@ -265,7 +281,7 @@ def _typeset_digits(train: bool) -> tuple[np.ndarray, np.ndarray]:
         centre = tuple(14 + rng.uniform(-2, 2, size=2))
         ImageDraw.Draw(image).text(centre, str(digit), fill=255, font=font, anchor="mm")
         images[row] = np.asarray(image.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR))
-    return images, labels
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def _drawn_shapes(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -318,7 +334,9 @@ def _draw_shape(shape: str, colour: int, rng: np.random.Generator) -> np.ndarray
 
 @contextmanager
 def _clear_errors(name: str, hint: str) -> Iterator[None]:
-    """Turn what goes wrong while a library loads a data set into one DataError with advice."""
+    """Turn what goes wrong while a library loads a data set into one DataError with advice; a silent host, too."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
     try:
         yield
     except (OSError, RuntimeError, ValueError, EOFError) as error:
@@ -326,6 +344,8 @@ def _clear_errors(name: str, hint: str) -> Iterator[None]:
             f"{name} could not be loaded ({error}). Check the connection and the free space and run this again; "
             f"or {hint}."
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def download(url: str, path: Path, *, hint: str, sha256: str | None = None) -> None:

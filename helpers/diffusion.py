@@ -89,7 +89,9 @@ class Denoiser(nn.Module):
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images in 0…255 -> float32 in [-1, 1]."""
+    """uint8 images in 0…255 -> float32 in [-1, 1]. Raises TypeError: floats in 0…1 would silently train nonsense."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass what `data.cifar100` returns")
     return images.float() / 127.5 - 1
 
 

@@ -13,6 +13,7 @@ import platform
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from helpers.classifiers import DigitSumClassifier, PaperClassifier
@@ -125,7 +126,7 @@ def check_finite(loss: Tensor, step: int) -> None:
 def _write_atomically(path: Path, data: bytes) -> None:
     """All of `data` or nothing: write beside the target, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.part")  # left behind by a killed process, the next one overwrites it
     try:
         with open(part, "wb") as file:
             file.write(data)
@@ -146,16 +147,26 @@ def _load(data: bytes, name: str) -> dict:
         raise TrainingError(f"{name} is not a file of plain tensors and was not opened: {error}") from error
 
 
+def _gpu_memory() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    return f" ({free / 2**30:.1f} of the GPU's {total / 2**30:.1f} GiB are free)"
+
+
 class Checkpoint:
     """The state of a run in one file: written atomically, verified by SHA-256, tied to the run's settings.
 
-    >>> checkpoint = Checkpoint("runs", "diffusion", settings, net=net, ema=ema, optimizer=optimizer)
-    >>> step, history = checkpoint.resume()   # (0, None) where there is nothing yet
-    >>> checkpoint.save(step, history)
+    >>> with Checkpoint("runs", "diffusion", settings, net=net, ema=ema, optimizer=optimizer) as checkpoint:
+    ...     step, history = checkpoint.resume()   # (0, None) where there is nothing yet
+    ...     checkpoint.save(step, history)
 
     parts: anything with `state_dict` and `load_state_dict`. The settings' fingerprint is part of the file name, so
     a run with other settings never meets, and never overwrites, this one. Since every random number of a step comes
     from (seed, step), see `data.seed_step`, a resumed run equals one that never stopped, bit for bit.
+
+    Inside the `with`, no other process can train into the same file (TrainingError there); a keyboard interrupt says
+    where the run stands; running out of memory becomes a TrainingError with advice.
     """
 
     def __init__(self, folder: str | Path, name: str, settings: dict, **parts):
@@ -163,6 +174,28 @@ class Checkpoint:
         self.path = Path(folder) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.ckpt"
         self.settings = text
         self.parts = parts
+        self.saved = 0  # the step up to which the file holds the run
+        self.lock = FileLock(self.path.with_name(f".{self.path.stem}.lock"), timeout=0)
+
+    def __enter__(self) -> Checkpoint:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise TrainingError(f"{self.path.name} is being trained by another notebook: wait for it, stop it, or set "
+                                "RUNS to another folder.") from None  # fmt: skip
+        except NotImplementedError:
+            pass  # a file system without locks, such as some network drives
+        return self
+
+    def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
+        self.lock.release()
+        if isinstance(error, KeyboardInterrupt):
+            print(f"Interrupted. {self.path} holds the run up to step {self.saved:,}: run the cell again to go on.")
+        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+            batch = json.loads(self.settings).get("batch", 2)
+            raise TrainingError(f"out of memory at batch {batch}{_gpu_memory()}: set BATCH to {batch // 2} or less, "
+                                "or close what else uses the memory.") from error  # fmt: skip
 
     def save(self, step: int, history: Tensor) -> None:
         state = {"step": step, "history": history.cpu(), "settings": self.settings}
@@ -171,6 +204,7 @@ class Checkpoint:
         torch.save(state, buffer)
         payload = buffer.getvalue()
         _write_atomically(self.path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+        self.saved = step
 
     def resume(self) -> tuple[int, Tensor | None]:
         """Load every part and return (steps done, history), or (0, None) when no checkpoint exists.
@@ -187,6 +221,7 @@ class Checkpoint:
             raise TrainingError(f"{self.path.name} belongs to a run with other settings: move it away.")
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
+        self.saved = state["step"]
         return state["step"], state["history"]
 
 
@@ -215,10 +250,15 @@ def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -
     folder = Path(folder)
     buffer = io.BytesIO()
     torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
-    card = {"name": name, **card, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
     _write_atomically(folder / f"{name}.pt", buffer.getvalue())
-    _write_atomically(folder / f"{name}.json", (json.dumps(card, indent=1) + "\n").encode())
-    return folder / f"{name}.json"
+    return save_card(name, {**card, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}, folder)
+
+
+def save_card(name: str, card: dict, folder: str | Path) -> Path:
+    """Write the result card folder/name.json and return its path."""
+    path = Path(folder) / f"{name}.json"
+    _write_atomically(path, (json.dumps({"name": name, **card}, indent=1) + "\n").encode())
+    return path
 
 
 def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:

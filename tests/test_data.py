@@ -1,12 +1,15 @@
 import hashlib
 import io
+import socket
+import threading
 import zipfile
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import data
+from helpers import data, diffusion
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def test_demo_addnist_has_the_official_shapes_and_types(demo):
 
 def test_label_is_the_sum_less_one():
     """Over a pool whose digit d is an image of the constant d, the pixels themselves say the digits."""
-    pool = (np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8), np.arange(10))
+    pool = torch.arange(10, dtype=torch.uint8)[:, None, None].expand(10, 28, 28), torch.arange(10)
     for split in ("train", "valid", "test"):
         images, labels = data._addnist_from_digits(pool, pool, split, per_class=(300, 50))
         digits = images[:, :, 0, 0].long()
@@ -36,12 +39,21 @@ def test_label_is_the_sum_less_one():
 
 
 def test_every_triple_of_a_class_is_equally_likely():
-    pool = (np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((28, 28), np.uint8), np.arange(10))
+    pool = torch.arange(10, dtype=torch.uint8)[:, None, None].expand(10, 28, 28), torch.arange(10)
     images, labels = data._addnist_from_digits(pool, pool, "train", per_class=(4000, 50))
     of_two = images[labels == 1][:, :, 0, 0]  # sums of 2: three with a 2, three with two 1s
     _, counts = of_two.unique(dim=0, return_counts=True)
     assert len(counts) == 6
     assert counts.min() > 0.8 * counts.max()
+
+
+def test_digits_are_what_addnist_adds_up(demo):
+    """Every channel of every test image is one of the test digits, and the digits' labels add up to the label + 1."""
+    images, labels = data.digits("", "test", "demo")
+    names = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+    x, y = demo["test"]
+    sums = [sum(names[channel.numpy().tobytes()] for channel in image) for image in x]
+    assert torch.equal(torch.tensor(sums) - 1, y)
 
 
 def test_data_sets_are_the_same_every_time(demo):
@@ -100,6 +112,15 @@ def test_jitter_moves_each_channel_on_its_own_and_no_more_than_said():
     torch.testing.assert_close(turned.flip(2, 3), turned)  # about the centre
 
 
+def test_bending_is_smooth_and_as_large_as_said():
+    ramp = torch.arange(28.0).expand(200, 3, 28, 28)  # its value says where a pixel came from
+    torch.manual_seed(0)
+    moved = (data.jitter(ramp, bend=0.5) - ramp)[:, :, 6:22, 6:22]
+    assert 0.3 < float(moved.std()) <= 0.5
+    assert float((moved[..., 1:] - moved[..., :-1]).std()) < 0.12
+    assert abs(float(torch.corrcoef(moved[:, :2, 8, 8].T)[0, 1])) < 0.25  # each channel on its own
+
+
 def test_shuffled_channels_are_the_same_three_and_every_order_occurs():
     images = torch.arange(3, dtype=torch.uint8).view(1, 3, 1, 1).expand(6000, 3, 2, 2)
     torch.manual_seed(0)
@@ -125,6 +146,8 @@ def test_normalise_is_the_official_one():
     [
         (lambda: data.addnist("", "dev", "demo"), "split"),
         (lambda: data.addnist("", "train", "mnist"), "source"),
+        (lambda: data.digits("", "valid", "demo"), "split"),
+        (lambda: data.digits("", "train", "mnist"), "source"),
         (lambda: data.cifar100("", "valid", "demo"), "split"),
         (lambda: data.cifar100("", "train", "mnist"), "source"),
     ],
@@ -219,3 +242,39 @@ def test_download_is_verified(tmp_path):
     assert not target.exists()
     data.download(served.as_uri(), target, hint="skip it", sha256=good)
     assert target.read_bytes() == b"content"
+
+
+@contextmanager
+def _host_that_sends(answer):
+    """The port of a host that sends these bytes to every request and then falls silent."""
+    listener, kept = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve():
+        with suppress(OSError):  # until the listener is closed
+            while True:
+                kept.append(listener.accept()[0])
+                kept[-1].recv(4096)
+                kept[-1].sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield listener.getsockname()[1]
+    for connection in (listener, *kept):
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.0 200 OK\r\nContent-Length: 1000\r\n\r\nhalf"], ids=["silent", "half"]
+)
+def test_a_host_that_falls_silent_is_not_waited_for_for_ever(tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(data, "PATIENCE", 0.3)
+    with _host_that_sends(answer) as port, pytest.raises(data.DataError, match="timed out.*skip it"):
+        data.download(f"http://127.0.0.1:{port}/file", tmp_path / "target.bin", hint="skip it")
+    assert not list(tmp_path.iterdir())
+    assert socket.getdefaulttimeout() is None
+
+
+def test_floats_are_refused_where_bytes_are_meant():
+    with pytest.raises(TypeError, match="uint8"):
+        data.normalise(torch.rand(1, 3, 28, 28))
+    with pytest.raises(TypeError, match="uint8"):
+        diffusion.to_float(torch.rand(1, 3, 32, 32))

@@ -1,5 +1,9 @@
 import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,6 +144,18 @@ def test_resuming_equals_never_stopping_bit_for_bit(tmp_path, run):
     assert parts.parts["limits"].steps_used == 11
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks children to kill them")
+def test_killed_twenty_times_it_ends_as_if_left_alone(tmp_path):
+    script = Path(__file__).parent / "killed_run.py"
+    done = subprocess.run([sys.executable, script, tmp_path, "20"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stdout.startswith("20 killed, 0 of them")  # some kills did hit a save
+    whole, killed = (next((tmp_path / name).glob("*.ckpt")) for name in ("whole", "killed"))
+    contents = [training._load(path.read_bytes().partition(b"\n")[2], path.name) for path in (whole, killed)]
+    assert _same(*contents)
+    assert not list((tmp_path / "killed").glob("*.part"))
+
+
 def _checkpoint(folder, settings=None):
     return training.Checkpoint(folder, "run", settings or {"a": 1}, net=nn.Linear(2, 2))
 
@@ -195,6 +211,41 @@ def test_a_failed_save_keeps_the_previous_one(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.path.name]
 
 
+def test_two_processes_cannot_train_into_one_file(tmp_path):
+    with _checkpoint(tmp_path) as first:
+        first.save(5, torch.zeros(3))
+        with pytest.raises(training.TrainingError, match="another notebook"), _checkpoint(tmp_path):
+            pass
+        with _checkpoint(tmp_path, {"a": 2}):
+            pass  # another run in the same folder is welcome
+    with _checkpoint(tmp_path) as second:
+        assert second.resume()[0] == 5
+
+
+def test_an_interrupt_says_where_the_run_stands(tmp_path, capsys):
+    checkpoint = _checkpoint(tmp_path)
+    checkpoint.save(1500, torch.zeros(3))
+    with pytest.raises(KeyboardInterrupt), checkpoint:
+        raise KeyboardInterrupt
+    said = capsys.readouterr().out
+    assert "step 1,500" in said
+    assert checkpoint.path.name in said
+    with _checkpoint(tmp_path) as again:  # the lock is free
+        assert again.resume()[0] == 1500
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory."),
+              RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
+)  # fmt: skip
+def test_out_of_memory_becomes_advice(tmp_path, error):
+    with (
+        pytest.raises(training.TrainingError, match="batch 512.*set BATCH to 256"),
+        _checkpoint(tmp_path, {"batch": 512}),
+    ):
+        raise error
+
+
 # --- weights ----------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +272,7 @@ def test_damaged_missing_foreign_and_unknown_weights(tmp_path):
         training.load_weights("classifier_paper", tmp_path)
 
 
-SHIPPED = sorted(path.stem for path in training.WEIGHTS.glob("*.json"))
+SHIPPED = sorted(path.stem for path in training.WEIGHTS.glob("*.pt"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
