@@ -1,11 +1,15 @@
-"""Ways from one sample to another: slerp, the frames between two samples, and how smooth they are."""
+"""Ways from one image to another: slerp, the frames in between, the noise behind a real image, and smoothness."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.diffusion import Denoiser, sample
+from helpers.diffusion import Denoiser, heun_steps, karras_path, sample, to_float
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
@@ -45,34 +49,84 @@ def _perpendicular(u: Tensor) -> Tensor:
     return rest / rest.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
 
+def lerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+    """Straight-line interpolation; arguments as in `slerp`. Between two independent noises it loses norm."""
+    t = torch.as_tensor(t, dtype=a.dtype, device=a.device)
+    return torch.lerp(a, b, t.view(-1, *[1] * (a.ndim - 1)) if t.ndim else t)
+
+
 @torch.no_grad()
 def between(
     denoiser: Denoiser,
     labels: tuple[Tensor, Tensor],
     noises: tuple[Tensor, Tensor],
     positions: Tensor,
+    *,
+    way: Callable[[Tensor, Tensor, Tensor], Tensor] = slerp,
+    seed: int = 0,
+    fresh_noise: bool = False,
     **sampling,
 ) -> Tensor:
-    """Frames on the way from one sample to another: noise and class embedding both move by slerp.
+    """Frames on the way from one sample to another: noise and class embedding both move along `way`.
 
-    labels: two int64 (P,), noises: two float (P, 3, 32, 32), for P pairs; positions float (F,) in 0 … 1; further
-    arguments go to `diffusion.sample`. With its deterministic solver, neighbouring positions give neighbouring
-    images, and positions 0 and 1 the two samples themselves. Returns uint8 (F, P, 3, 32, 32).
+    labels: two int64 (P,), noises: two float (P, 3, 32, 32), for P pairs; give both ends the same label to move the
+    noise alone, or the same noise to move the class alone. positions: float in 0 … 1, (F,) or, each pair its own,
+    (F, P). way: `slerp` or `lerp`. Further arguments go to `diffusion.sample`. With its deterministic solver,
+    neighbouring positions give neighbouring images, and positions 0 and 1 the two samples themselves. An ancestral
+    sampler adds noise of its own, from `seed`: the same in every frame, or in each frame another (fresh_noise, the
+    report's way). Returns uint8 (F, P, 3, 32, 32).
     """
     device = next(denoiser.parameters()).device
-    start, end = (denoiser.net.class_embedding(label.to(device)).cpu() for label in labels)  # (P, E) each
-    pairs = len(start)
-    embeddings = torch.cat([slerp(start, end, float(t)) for t in positions])  # (F·P, E)
-    noise = torch.cat([slerp(*noises, float(t)) for t in positions])  # (F·P, 3, 32, 32)
-    images = sample(denoiser, embeddings, noise=noise, **sampling)
-    return images.view(len(positions), pairs, *images.shape[1:])
+    start, end = (denoiser.net.class_embedding(label.to(device)).cpu() for label in labels)  # (P, E)
+    frames = []
+    for i, t in enumerate(positions):
+        own = seed + i if fresh_noise else seed
+        frames.append(sample(denoiser, way(start, end, t), noise=way(*noises, t), seed=own, **sampling))
+    return torch.stack(frames)
 
 
-def step_lengths(frames: Tensor) -> Tensor:
-    """Distance between neighbouring frames, uint8 (F, P, 3, H, W) -> float (F - 1, P): RMS over pixels, 0 … 255."""
-    return frames.float().diff(dim=0).flatten(2).square().mean(dim=2).sqrt()
+@torch.no_grad()
+def invert(denoiser: Denoiser, images: Tensor, labels: Tensor, path: Tensor | None = None) -> Tensor:
+    """The noise behind an image: the deterministic solver run backwards (Song et al. 2021, section 5.3).
+
+    images uint8 (B, 3, 32, 32); labels as in `diffusion.sample`; path: the noise levels, as there (default
+    `karras_path()`). Returns float32 (B, 3, 32, 32), close to N(0, 1), on the CPU: `diffusion.sample(denoiser,
+    labels, noise=…, path=path)` draws the images again, up to the solver's error. Two evaluations a step.
+    """
+    device = next(denoiser.parameters()).device
+    levels = (karras_path() if path is None else path)[:-1].flip(0)  # ascending; 0 is left out: there x is the image
+    labels = labels.to(device)
+    steps = heun_steps(lambda x, sigma: denoiser(x, sigma, labels), to_float(images).to(device), levels)
+    return deque(steps, maxlen=1).pop().cpu() / float(levels[-1])
+
+
+def step_lengths(frames: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Distance between neighbouring frames, uint8 (F, P, 3, H, W) -> float (F - 1, P).
+
+    features: uint8 (N, 3, H, W) -> (N, D), such as `fid.features`: the Euclidean distance of two frames' features, a
+    perceptual distance. Without it, a stand-in: the root mean square over pixels, 0 … 255.
+    """
+    if features is None:
+        return frames.float().diff(dim=0).flatten(2).square().mean(dim=2).sqrt()
+    return features(frames.flatten(0, 1)).view(*frames.shape[:2], -1).diff(dim=0).norm(dim=2)
 
 
 def roughness(lengths: Tensor) -> Tensor:
     """Largest step over mean step of each path, (F - 1, P) -> (P,): 1 is perfectly even, F - 1 a single jump."""
     return lengths.amax(dim=0) / lengths.mean(dim=0).clamp_min(1e-12)
+
+
+def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
+    """Positions at which each path's steps come out equally long: (F,) or (F, P), (F - 1, P) -> float (count, P).
+
+    positions: increasing, where the frames stood whose `step_lengths` are given. The length travelled is taken as
+    linear in between; so the more frames were measured, the more even the new steps. The ends stay where they are.
+    """
+    lengths = lengths.double().clamp_min(1e-12)
+    travelled = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(dim=0)])  # (F, P)
+    positions = positions.double().view(len(positions), -1).expand_as(travelled)
+    columns = [
+        np.interp(np.linspace(0, float(way[-1]), count), way.numpy(), place.numpy())
+        for way, place in zip(travelled.T, positions.T, strict=True)
+    ]
+    return torch.from_numpy(np.stack(columns, axis=1)).float()

@@ -7,12 +7,15 @@ import textwrap
 import time
 
 import matplotlib.pyplot as plt
+import PIL.Image
 import torch
-from IPython.display import Pretty, display
+from IPython.display import Image, Pretty, display
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
 
+from helpers.classifiers import DigitSumClassifier, log_sum_distribution
 from helpers.data import normalise
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
@@ -80,11 +83,26 @@ def image_grid(
     return figure
 
 
-def addnist_examples(images: Tensor, labels: Tensor, title: str = "") -> Figure:
+def animation(frames: Tensor, columns: int, *, zoom: int = 3, seconds: float = 0.15) -> Image:
+    """Frames uint8 (F, N, 3, H, W), N images side by side in rows of `columns`, played there and back for ever.
+
+    An animated PNG: browsers play it without any program, and where it does not play it shows the first frame.
+    """
+    count, height, width = frames.shape[1], frames.shape[3], frames.shape[4]
+    empty = frames.new_full((len(frames), -count % columns, 3, height, width), 255)
+    tiles = torch.cat([frames, empty], dim=1).unflatten(1, (-1, columns))  # (F, rows, columns, 3, H, W)
+    sheets = tiles.permute(0, 1, 4, 2, 5, 3).reshape(len(frames), -1, columns * width, 3)
+    sheets = sheets.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
+    pages = [PIL.Image.fromarray(sheet.numpy()) for sheet in torch.cat([sheets, sheets[1:-1].flip(0)])]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=int(1000 * seconds), loop=0)
+    return Image(buffer.getvalue(), format="png")
+
+
+def addnist_examples(images: Tensor, column_titles: list[str], title: str = "") -> Figure:
     """Each AddNIST image taken apart: the colour image, then its three channels in grey. uint8 (N, 3, 28, 28)."""
     parts = torch.stack([images, *(images[:, [c]].expand_as(images) for c in range(3))])  # (4, N, 3, 28, 28)
-    names = [f"label {int(label)}" for label in labels]
-    return image_grid(parts.flatten(0, 1), len(images), title=title, column_titles=names,
+    return image_grid(parts.flatten(0, 1), len(images), title=title, column_titles=column_titles,
                       row_titles=["image", "red", "green", "blue"])  # fmt: skip
 
 
@@ -127,7 +145,7 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, windo
 
 
 class LiveCurves:
-    """The training curves, redrawn in place while a loop runs, at most every `seconds`.
+    """The training curves, redrawn in place while a loop runs, at most every `seconds`; in the end, one line of text.
 
     >>> live = LiveCurves(steps=STEPS)
     >>> live(step, {"loss": history[0]})   # cheap to call at every save
@@ -143,14 +161,17 @@ class LiveCurves:
         if now - self.last < self.seconds and step < self.steps:
             return
         self.last = now
-        figure = training_curves({self.name: curves})
-        seconds = (now - self.begun[0]) / max(1, step - self.begun[1]) * (self.steps - step)
-        left = f", about {seconds / 60:.0f} min left" if self.steps > step > self.begun[1] else ""
-        figure.suptitle(f"{self.name} step {step:,} of {self.steps:,}{left}", x=0.01, ha="left", fontsize=10)
-        if self.handle is None:
-            self.handle = display(figure, display_id=True)
+        if step < self.steps:
+            shown = training_curves({self.name: curves})
+            seconds = (now - self.begun[0]) / max(1, step - self.begun[1]) * (self.steps - step)
+            left = f", about {seconds / 60:.0f} min left" if step > self.begun[1] else ""
+            shown.suptitle(f"{self.name} step {step:,} of {self.steps:,}{left}", x=0.01, ha="left", fontsize=10)
         else:
-            self.handle.update(figure)
+            shown = Pretty(f"{self.name} {step:,} steps done")
+        if self.handle is None:
+            self.handle = display(shown, display_id=True)
+        else:
+            self.handle.update(shown)
 
 
 class ProgressLine:
@@ -181,6 +202,20 @@ def bars(values: dict[str, float], *, title: str, unit: str = "", spread: dict[s
     return figure
 
 
+def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: str, log_x: bool = False) -> Figure:
+    """One line a curve: name -> (x values, y values), both (N,)."""
+    figure, axes = _figure(size=(6, 2.8))
+    axis = axes[0][0]
+    for (name, (across, up)), colour in zip(curves.items(), (BLUE, ORANGE, GREY, INK), strict=False):
+        axis.plot(
+            torch.as_tensor(across).numpy(), torch.as_tensor(up).numpy(), "o-", color=colour, markersize=3, label=name
+        )
+    axis.set(xlabel=x, ylabel=y, title=title, xscale="log" if log_x else "linear")
+    if len(curves) > 1:
+        axis.legend()
+    return figure
+
+
 # --- classifier results -----------------------------------------------------------------------------------------
 
 
@@ -190,7 +225,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int, title: s
     shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     figure, axes = _figure(size=(5.4, 4.6))
     axis = axes[0][0]
-    mesh = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    mesh = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.4, 0, 1))  # so that rare errors show
     axis.set(xlabel="answer", ylabel="true label", title=title)
     axis.set_xticks(range(classes))
     axis.set_yticks(range(classes))
@@ -209,20 +244,70 @@ def error_sizes(labels: Tensor, predictions: Tensor, title: str) -> Figure:
     return figure
 
 
-def answer(net: nn.Module, image: Tensor, label: int) -> Figure:
-    """One AddNIST image uint8 (3, 28, 28), its channels, and the net's probability of each of the 20 labels."""
-    with torch.no_grad():
-        probabilities = net(normalise(image[None])).softmax(dim=1)[0]
-    figure, axes = _figure(1, 5, (9, 1.9), width_ratios=[1, 1, 1, 1, 3.2])
-    for axis, title, part in zip(axes[0], ("image", "red", "green", "blue"), (image, *image), strict=False):
-        axis.imshow((part.permute(1, 2, 0) if part.ndim == 3 else part).numpy(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title)
-        axis.axis("off")
-    axis = axes[0][4]
-    axis.bar(range(20), probabilities.numpy(), color=[ORANGE if i == label else BLUE for i in range(20)])
-    axis.set(ylim=(0, 1), xlabel="label (orange: the true one)", ylabel="probability")
-    axis.set_xticks(range(0, 20, 2))
+def calibration(models: dict[str, tuple[Tensor, Tensor]], title: str) -> Figure:
+    """Reliability diagram: how often answers of a given confidence are right; on the diagonal, a net is calibrated.
+
+    models: name -> (probabilities (N, classes), labels (N,)). A dot a bin of confidence, the larger the more answers
+    fell into it; the legend gives the expected calibration error, the mean distance from the diagonal.
+    """
+    figure, axes = _figure(size=(4.6, 3.8))
+    axis = axes[0][0]
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+    for (name, (probabilities, labels)), colour in zip(models.items(), (ORANGE, BLUE), strict=False):
+        confidence, right, share = reliability(probabilities, labels)
+        error = float((share * (confidence - right).abs()).sum())
+        axis.plot(confidence.numpy(), right.numpy(), color=colour, label=f"{name}: error {error:.2%}")
+        axis.scatter(confidence.numpy(), right.numpy(), s=(10 + 150 * share).numpy(), color=colour)
+    axis.set(xlabel="confidence", ylabel="share of right answers", title=title, xlim=(0, 1.03), ylim=(0, 1.03))
+    axis.legend(loc="upper left")
     return figure
+
+
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers in bins of equal width by confidence -> (mean confidence, share that is right, share of all answers).
+
+    Source: Guo et al. 2017. Empty bins are left out.
+    """
+    confidence, answers = probabilities.max(dim=1)
+    rows = (confidence * bins).long().clamp_max(bins - 1)
+    counts = rows.bincount(minlength=bins)
+    sums = [rows.bincount(weights=values.float(), minlength=bins) for values in (confidence, answers == labels)]
+    used = counts > 0
+    x, y = (total[used] / counts[used] for total in sums)
+    return x, y, counts[used] / len(labels)
+
+
+def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, int]) -> Figure:
+    """How the net adds: each channel, the distribution of its digit, and the distribution of their sum.
+
+    image: uint8 (3, 28, 28); digits: what it shows, drawn in orange.
+    """
+    with torch.no_grad():
+        read = net.digit_log_probabilities(normalise(image[None]))  # (1, 3, 10)
+        sums = log_sum_distribution(read)[0].exp()  # (28,)
+    figure = plt.figure(figsize=(9, 2.6), layout="constrained")
+    plt.close(figure)
+    axes = figure.subplot_mosaic([["0", "1", "2", "sum"], ["r0", "r1", "r2", "sum"]], width_ratios=[1, 1, 1, 2.6])
+    for i, name in enumerate(("red", "green", "blue")):
+        axes[str(i)].imshow(image[i].numpy(), cmap="gray", vmin=0, vmax=255)
+        axes[str(i)].axis("off")
+        axes[str(i)].set_title(f"{name}: {digits[i]}", loc="center")
+        _distribution(axes[f"r{i}"], read[0, i].exp(), digits[i], range(10))
+        axes[f"r{i}"].set_xlabel(f"read {int(read[0, i].argmax())}")
+    total = sum(digits)
+    _distribution(axes["sum"], sums, total, range(0, 28, 3))
+    axes["sum"].axvspan(-0.5, 0.5, color=GREY, alpha=0.15, linewidth=0)
+    axes["sum"].axvspan(20.5, 27.5, color=GREY, alpha=0.15, linewidth=0)
+    axes["sum"].set(xlabel="sum (orange: the true one; grey: sums that AddNIST has no label for)", xlim=(-0.7, 27.7))
+    axes["sum"].set_title(f"{' + '.join(map(str, digits))} = {total}; read {int(sums.argmax())} ({sums.max():.1%})")
+    return figure
+
+
+def _distribution(axis, probabilities: Tensor, true: int, ticks: range) -> None:
+    colours = [ORANGE if i == true else BLUE for i in range(len(probabilities))]
+    axis.bar(range(len(probabilities)), probabilities.numpy(), color=colours)
+    axis.set(ylim=(0, 1.05), yticks=[0, 1], xticks=ticks)
+    axis.tick_params(labelsize=7)
 
 
 # --- diagrams ---------------------------------------------------------------------------------------------------

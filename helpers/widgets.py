@@ -8,7 +8,8 @@ import ipywidgets as w
 import torch
 
 from helpers import plots
-from helpers.diffusion import Denoiser, karras_path, starting_noise
+from helpers.classifiers import DigitSumClassifier
+from helpers.diffusion import Denoiser, karras_path, sample, starting_noise
 from helpers.interpolation import between
 
 
@@ -62,18 +63,87 @@ def walk_explorer(
     return w.VBox([*rows, said, picture])
 
 
-def digit_explorer(net, images: torch.Tensor, labels: torch.Tensor) -> w.Widget:
-    """Step through AddNIST images: the image with its channels, and the net's probabilities of the 20 labels.
+def sampler(
+    denoiser: Denoiser, classes: list[str], *, start: str, interval: tuple[float, float], count: int = 4
+) -> w.Widget:
+    """Draw `count` samples of a class: the class, the seed, the guidance scale, and the number of Heun steps.
 
-    net: classifier in eval mode; images uint8 (N, 3, 28, 28), labels int64 (N,). Display the returned widget.
+    classes: names in label order; start: the one shown first; interval: the noise levels at which guidance acts.
+    Drawings already made are kept. Display the returned widget.
     """
-    number = w.IntSlider(min=0, max=len(images) - 1, description="example", continuous_update=False)
-    picture = w.Image(format="png", width=620)
+
+    @lru_cache(maxsize=256)
+    def draw_samples(label: int, seed: int, guidance: float, steps: int) -> bytes:
+        labels = torch.full((count,), label)
+        images = sample(denoiser, labels, seed=seed, path=karras_path(steps), guidance=guidance, interval=interval)
+        return plots.png(plots.image_grid(images, count, inch=1.5))
+
+    controls = {
+        "label": w.Dropdown(
+            options=sorted((name, label) for label, name in enumerate(classes)),
+            value=classes.index(start),
+            description="class",
+        ),
+        "seed": w.BoundedIntText(value=0, min=0, max=9999, description="seed"),
+        "guidance": w.FloatSlider(value=2.0, min=1, max=5, step=0.5, description="guidance", continuous_update=False),
+        "steps": w.IntSlider(value=10, min=2, max=40, description="steps", continuous_update=False),
+    }
+    picture = w.Image(format="png", width=160 * count)
+    said = w.Label()
 
     def draw(_=None) -> None:
-        i = number.value
-        picture.value = plots.png(plots.answer(net, images[i], int(labels[i])))
+        steps = controls["steps"].value
+        said.value = "drawing …"
+        picture.value = draw_samples(**{name: control.value for name, control in controls.items()})
+        said.value = (
+            f"{count} of class {classes[controls['label'].value]}; {2 * steps - 1} evaluations of the denoiser each"
+        )
 
-    number.observe(draw, names="value")
+    for control in controls.values():
+        control.observe(draw, names="value")
     draw()
-    return w.VBox([number, picture])
+    return w.VBox([*controls.values(), said, picture])
+
+
+def digit_explorer(net: DigitSumClassifier, images: torch.Tensor, labels: torch.Tensor) -> w.Widget:
+    """Choose three digits, or have them shuffled; see what the net reads in each and how it adds them up.
+
+    net: in eval mode; images uint8 (N, 28, 28) and labels (N,) in 0…9, from `data.digits`. Display the returned
+    widget.
+    """
+    rng = torch.Generator().manual_seed(0)
+    chosen = [0, 0, 0]  # the row of `images` in each channel
+    pickers = [w.Dropdown(options=range(10), description=name) for name in ("red", "green", "blue")]
+    buttons = [w.Button(description=text) for text in ("other handwriting", "shuffle")]
+    picture = w.Image(format="png", width=720)
+
+    def write(channel: int, digit: int) -> None:
+        rows = (labels == digit).nonzero()[:, 0]
+        chosen[channel] = int(rows[torch.randint(len(rows), (1,), generator=rng)])
+
+    def draw() -> None:
+        digits = tuple(int(labels[row]) for row in chosen)
+        picture.value = plots.png(plots.digit_sum(net, images[chosen], digits))
+
+    def pick(change) -> None:
+        write(pickers.index(change["owner"]), change["new"])
+        draw()
+
+    def rewrite(_=None) -> None:
+        for channel, picker in enumerate(pickers):
+            write(channel, picker.value)
+        draw()
+
+    def shuffle(_=None) -> None:
+        for picker in pickers:  # silently: one drawing at the end, not four
+            picker.unobserve(pick, names="value")
+            picker.value = int(torch.randint(10, (1,), generator=rng))
+            picker.observe(pick, names="value")
+        rewrite()
+
+    for picker in pickers:
+        picker.observe(pick, names="value")
+    buttons[0].on_click(rewrite)
+    buttons[1].on_click(shuffle)
+    shuffle()
+    return w.VBox([w.HBox(pickers), w.HBox(buttons), picture])

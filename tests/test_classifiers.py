@@ -44,10 +44,25 @@ def test_sum_head_equals_enumeration_of_all_1000_triples():
 def test_sums_survive_where_probabilities_underflow():
     sure = torch.full((1, 10), -200.0)
     sure[0, 4] = 0.0
-    sums = log_sum_distribution(sure, sure)
+    sums = log_sum_distribution(sure[:, None].expand(1, 2, 10))
     assert sums.argmax() == 8
     assert sums.isfinite().all()
     assert sums[0, 0] == pytest.approx(-400.0)  # exp(-400) is 0 in float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_the_same_answers(dtype):
+    torch.manual_seed(0)
+    net = DigitSumClassifier().eval()
+    x = 1000 * torch.randn(8, 3, 28, 28)  # logits of tens, where products of half-precision probabilities vanish
+    with torch.no_grad():
+        expected = net(x)
+        with torch.autocast("cpu", dtype):
+            out = net(x)
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
+    assert expected.amin() < -10  # so this is a case where it matters
+    torch.testing.assert_close(out, expected, atol=0.5, rtol=0.05)
 
 
 def test_channel_order_does_not_matter_to_the_sum():
@@ -69,3 +84,23 @@ def test_one_batch_can_be_overfitted(make):
         optimizer.step()
     net.train()
     assert (net(x).argmax(dim=1) == labels).all()
+
+
+def test_300_steps_teach_it_to_read_from_sums_alone():
+    images, labels = data.addnist("", "train", "demo")
+    torch.manual_seed(0)
+    net = DigitSumClassifier()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    for step in range(300):
+        x, y = data.batch(images, labels, 32, 0, step)
+        optimizer.zero_grad()
+        F.cross_entropy(net(data.normalise(x)), y).backward()
+        optimizer.step()
+    x, y = data.addnist("", "test", "demo")
+    digits, names = data.digits("", "test", "demo")
+    net.eval()
+    with torch.no_grad():
+        right = (net(data.normalise(x)).argmax(dim=1) == y).float().mean()
+        read = net.digit_log_probabilities(data.normalise(digits[:498].view(-1, 3, 28, 28))).argmax(dim=2).flatten()
+    assert right > 0.9
+    assert (read == names[:498]).float().mean() > 0.97

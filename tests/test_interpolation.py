@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from helpers import diffusion, interpolation
+from helpers import data, diffusion, interpolation
 from helpers.interpolation import slerp
 from helpers.unet import UNet
 
@@ -79,21 +79,94 @@ def test_refuses_two_shapes():
         slerp(torch.zeros(2, 3), torch.zeros(3, 2), 0.5)
 
 
-def test_between_starts_and_ends_at_the_samples_themselves():
+@pytest.mark.parametrize("way", [slerp, interpolation.lerp])
+def test_ways_take_one_position_a_sample(pair, way):
+    a, b = pair
+    ts = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    rows = torch.cat([way(a[i : i + 1], b[i : i + 1], float(ts[i])) for i in range(6)])
+    torch.testing.assert_close(way(a, b, ts), rows)
+    assert torch.equal(way(a, b, ts)[0], a[0])
+    assert torch.equal(way(a, b, ts)[5], b[5])
+
+
+def test_lerp_loses_norm_where_slerp_does_not(rng):
+    a, b = torch.randn(2, 4, 3, 32, 32, generator=rng)
+    assert (_norms(interpolation.lerp(a, b, 0.5)) < 0.75 * _norms(a)).all()
+    assert (_norms(slerp(a, b, 0.5)) > 0.97 * _norms(a)).all()
+
+
+@pytest.fixture(scope="module")
+def denoiser():
     torch.manual_seed(0)
     net = UNet((8, 16), (1, 1), 5)
     for parameter in net.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    denoiser = diffusion.Denoiser(net).eval()
-    labels, path = (torch.tensor([0, 1]), torch.tensor([2, 3])), diffusion.karras_path(3)
-    noises = diffusion.starting_noise(2, 0), diffusion.starting_noise(2, 1)
-    frames = interpolation.between(denoiser, labels, noises, torch.linspace(0, 1, 4), path=path)
+    return diffusion.Denoiser(net).eval()
+
+
+LABELS, PATH = (torch.tensor([0, 1]), torch.tensor([2, 3])), diffusion.karras_path(3)
+NOISES = diffusion.starting_noise(2, 0), diffusion.starting_noise(2, 1)
+
+
+def test_between_starts_and_ends_at_the_samples_themselves(denoiser):
+    frames = interpolation.between(denoiser, LABELS, NOISES, torch.linspace(0, 1, 4), path=PATH)
     assert frames.shape == (4, 2, 3, 32, 32)
     for end in (0, 1):
-        alone = diffusion.sample(denoiser, labels[end], noise=noises[end], path=path)
+        alone = diffusion.sample(denoiser, LABELS[end], noise=NOISES[end], path=PATH)
         assert (frames[-end].int() - alone.int()).abs().max() <= 1
-    again = interpolation.between(denoiser, labels, noises, torch.linspace(0, 1, 4), path=path)
+    again = interpolation.between(denoiser, LABELS, NOISES, torch.linspace(0, 1, 4), path=PATH)
     assert torch.equal(frames, again)
+
+
+def test_each_pair_can_have_its_own_positions(denoiser):
+    positions = torch.tensor([[0.0, 0.3], [0.5, 1.0]])
+    frames = interpolation.between(denoiser, LABELS, NOISES, positions, path=PATH)
+    for p in (0, 1):
+        alone = interpolation.between(
+            denoiser, [x[p : p + 1] for x in LABELS], [x[p : p + 1] for x in NOISES], positions[:, p], path=PATH
+        )
+        assert (frames[:, p].int() - alone[:, 0].int()).abs().max() <= 1
+
+
+def test_fresh_noise_is_what_makes_frames_differ(denoiser):
+    """Two frames at one position: with one noise for all they are the same image, with fresh noise they are not."""
+    options = {"path": diffusion.ddpm_path(4), "sampler": "ancestral", "eta": 1.0}
+    positions = torch.tensor([0.4, 0.4])
+    shared, fresh = (
+        interpolation.between(denoiser, LABELS, NOISES, positions, fresh_noise=value, **options)
+        for value in (False, True)
+    )
+    assert torch.equal(shared[0], shared[1])
+    assert not torch.equal(fresh[0], fresh[1])
+    assert torch.equal(fresh[0], shared[0])
+
+
+def test_inversion_of_a_gaussian_is_exact_to_second_order():
+    """Data N(0, 0.3²): up the noise levels and down again with Heun's steps, whose error falls fourfold a halving."""
+
+    def there_and_back(steps):
+        levels = torch.linspace(0.1, 1, steps + 1, dtype=torch.float64)
+        x = torch.ones(1, dtype=torch.float64)
+        for path in (levels, levels.flip(0)):
+            *_, x = diffusion.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), x, path)
+        up = torch.ones(1, dtype=torch.float64)
+        *_, up = diffusion.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), up, levels)
+        return abs(float(x) - 1), abs(float(up) - math.sqrt(1.09 / 0.1))
+
+    errors = [there_and_back(n) for n in (20, 40, 80)]
+    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+        assert fine[0] < coarse[0] / 3.5
+        assert 1.8 < math.log2(coarse[1] / fine[1]) < 2.3
+
+
+def test_inverted_images_are_drawn_again(denoiser):
+    images, labels = (part[:3] for part in data.cifar100("", "test", "demo"))
+    path = diffusion.karras_path(30)
+    noise = interpolation.invert(denoiser, images, labels % 5, path)
+    assert noise.shape == images.shape
+    again = diffusion.sample(denoiser, labels % 5, noise=noise, path=path)
+    assert float((again.float() - images.float()).square().mean()) < 1.0  # of 255²
+    assert not torch.equal(again, diffusion.sample(denoiser, labels % 5, noise=noise.flip(0), path=path))
 
 
 def test_step_lengths_and_roughness():
@@ -103,3 +176,24 @@ def test_step_lengths_and_roughness():
     lengths = interpolation.step_lengths(frames)
     assert lengths.tolist() == [[10, 5], [0, 5]]
     assert interpolation.roughness(lengths).tolist() == [2, 1]
+    means = interpolation.step_lengths(frames, lambda images: images.float().mean(dim=(2, 3)))
+    torch.testing.assert_close(means, lengths * 3**0.5)  # three equal features in place of pixels
+
+
+def test_retiming_makes_steps_even():
+    """A path that speeds up, x = t²: at the square roots of even spacing it is even."""
+    t = torch.linspace(0, 1, 201)
+    lengths = (t**2).diff()[:, None].expand(-1, 2)
+    new = interpolation.retime(t, lengths, 6)
+    assert new.shape == (6, 2)
+    torch.testing.assert_close(new[:, 0], torch.linspace(0, 1, 6).sqrt(), atol=1e-4, rtol=0)
+    assert float(interpolation.roughness((new**2).diff(dim=0)).amax()) < 1.01
+    own = torch.stack([t, t**2], dim=1)  # each path its own positions: the second is already even
+    new = interpolation.retime(own, torch.stack([(t**2).diff(), (t**2).diff()], dim=1), 5)
+    torch.testing.assert_close(new[:, 1], torch.linspace(0, 1, 5), atol=1e-4, rtol=0)
+
+
+def test_retiming_leaves_even_and_motionless_paths_alone():
+    t = torch.linspace(0, 1, 5)
+    for lengths in (torch.ones(4, 1), torch.zeros(4, 1)):
+        torch.testing.assert_close(interpolation.retime(t, lengths, 5)[:, 0], t)

@@ -1,11 +1,14 @@
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
-from helpers import plots
+from helpers import data, plots
 from helpers.budget import count_parameters
-from helpers.classifiers import PaperClassifier
+from helpers.classifiers import DigitSumClassifier, PaperClassifier
 from helpers.unet import UNet
 
 
@@ -22,6 +25,19 @@ def test_image_grid_shows_every_image_in_its_place():
         np.testing.assert_array_equal(axis.images[0].get_array(), image.permute(1, 2, 0).numpy())
         assert axis.get_xlabel() == caption
     assert not figure.axes[5].images
+
+
+def test_animation_goes_there_and_back():
+    frames = torch.arange(4, dtype=torch.uint8)[:, None, None, None, None].expand(4, 3, 3, 2, 2) * 50
+    with PIL.Image.open(io.BytesIO(plots.animation(frames, 2, zoom=3).data)) as picture:
+        assert picture.size == (12, 12)
+        assert picture.n_frames == 6
+        seen = []
+        for page in range(6):
+            picture.seek(page)
+            seen.append(picture.convert("RGB").getpixel((0, 0))[0])
+        assert seen == [0, 50, 100, 150, 100, 50]
+        assert picture.convert("RGB").getpixel((11, 11)) == (255, 255, 255)  # no fourth image
 
 
 def test_smooth_is_a_running_mean_that_skips_what_is_missing():
@@ -46,6 +62,43 @@ def test_error_sizes():
     figure = plots.error_sizes(torch.tensor([3, 3, 3, 3]), torch.tensor([3, 4, 4, 1]), "t")
     bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in figure.axes[0].patches}
     assert bars == pytest.approx({-2: 0.25, 1: 0.5})
+
+
+def test_lines():
+    figure = plots.lines({"a": (torch.tensor([1.0, 10]), torch.tensor([2.0, 3]))}, x="n", y="m", title="t", log_x=True)
+    (axis,) = figure.axes
+    assert axis.lines[0].get_xydata().tolist() == [[1, 2], [10, 3]]
+    assert axis.get_xscale() == "log"
+
+
+def test_reliability():
+    """Of ten answers given with 65%, six are right; of thirty with 95%, all: 5% off in either bin."""
+    confidence = torch.tensor([0.65] * 10 + [0.95] * 30)
+    probabilities = torch.stack([confidence, 1 - confidence], dim=1)
+    labels = torch.tensor([0] * 6 + [1] * 4 + [0] * 30)
+    x, y, share = plots.reliability(probabilities, labels)
+    torch.testing.assert_close(x, torch.tensor([0.65, 0.95]))
+    torch.testing.assert_close(y, torch.tensor([0.6, 1.0]))
+    assert share.tolist() == [0.25, 0.75]
+    figure = plots.calibration({"net": (probabilities, labels)}, "t")
+    assert "5.00%" in figure.axes[0].get_legend().get_texts()[0].get_text()
+
+
+def test_digit_sum_shows_the_nets_own_distributions():
+    torch.manual_seed(0)
+    net = DigitSumClassifier().eval()
+    image = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8)
+    figure = plots.digit_sum(net, image, (3, 4, 5))
+    read = net.digit_log_probabilities(data.normalise(image[None]))[0].exp().detach()
+    axes = {axis.get_label(): axis for axis in figure.axes}
+    for channel in range(3):
+        np.testing.assert_array_equal(axes[str(channel)].images[0].get_array(), image[channel].numpy())
+        heights = [bar.get_height() for bar in axes[f"r{channel}"].patches]
+        np.testing.assert_allclose(heights, read[channel], rtol=1e-5)
+    heights = [bar.get_height() for bar in axes["sum"].patches[:28]]
+    assert sum(heights) == pytest.approx(1, abs=1e-5)
+    assert heights[27] == pytest.approx(float(read[:, 9].prod()), rel=1e-4)
+    assert axes["sum"].get_title(loc="left").startswith("3 + 4 + 5 = 12")
 
 
 def test_diagrams_say_what_the_nets_are():

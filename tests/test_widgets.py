@@ -1,8 +1,9 @@
 import ipywidgets as w
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from helpers import classifiers, data, diffusion, widgets
+from helpers import classifiers, data, diffusion, plots, widgets
 from helpers.unet import UNet
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
@@ -15,13 +16,18 @@ def _find(widget, kind, description):
     return next((f for f in found if f is not None), None)
 
 
-@pytest.fixture
-def explorer():
+@pytest.fixture(scope="module")
+def denoiser():
     torch.manual_seed(0)
     net = UNet((8, 16), (1, 1), 5)
     for parameter in net.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    return widgets.walk_explorer(diffusion.Denoiser(net).eval(), CLASSES, start=("cat", "ant"), frames=3, steps=2)
+    return diffusion.Denoiser(net).eval()
+
+
+@pytest.fixture
+def explorer(denoiser):
+    return widgets.walk_explorer(denoiser, CLASSES, start=("cat", "ant"), frames=3, steps=2)
 
 
 def test_walk_explorer_moves_between_classes_and_seeds(explorer):
@@ -46,10 +52,56 @@ def test_play_drives_the_position(explorer):
     assert _find(explorer, w.SelectionSlider, "position").value == 0.5
 
 
-def test_digit_explorer_changes_the_picture():
-    images, labels = (part[:5] for part in data.addnist("", "test", "demo"))
-    explorer = widgets.digit_explorer(classifiers.PaperClassifier().eval(), images, labels)
+def test_sampler_draws_what_is_chosen(denoiser, monkeypatch):
+    drawn = []
+    real = widgets.sample
+    monkeypatch.setattr(widgets, "sample", lambda *a, **k: drawn.append((a[1].tolist(), k)) or real(*a, **k))
+    chooser = widgets.sampler(denoiser, CLASSES, start="cat", interval=(0.3, 3.0), count=2)
+    picture = _find(chooser, w.Image, "")
+    seen = [bytes(picture.value)]
+    for kind, name, value in [(w.Dropdown, "class", 3), (w.BoundedIntText, "seed", 7),
+                              (w.FloatSlider, "guidance", 4.0), (w.IntSlider, "steps", 3)]:  # fmt: skip
+        _find(chooser, kind, name).value = value
+        seen.append(bytes(picture.value))
+    assert len(set(seen)) == 5
+    labels, options = drawn[-1]
+    assert labels == [3, 3]
+    assert (options["seed"], options["guidance"], options["interval"]) == (7, 4.0, (0.3, 3.0))
+    assert len(options["path"]) == 4
+    _find(chooser, w.IntSlider, "steps").value = 10
+    assert len(drawn) == 5  # kept from before
+    assert picture.value == seen[3]
+
+
+def test_digit_explorer_shows_the_digits_that_were_chosen(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "digit_sum", lambda net, image, digits: drawn.append((image, digits)) or Figure())
+    images, labels = data.digits("", "test", "demo")
+    explorer = widgets.digit_explorer(classifiers.DigitSumClassifier().eval(), images, labels)
+    assert len(drawn) == 1
+    _find(explorer, w.Dropdown, "green").value = 7
+    _find(explorer, w.Dropdown, "green").value = 3
+    (_, before), (image, digits) = drawn[-2:]
+    assert (before[1], digits[1]) == (7, 3)
+    assert (before[0], before[2]) == (digits[0], digits[2])
+    names = {picture.numpy().tobytes(): int(label) for picture, label in zip(images, labels, strict=True)}
+    assert tuple(names[channel.numpy().tobytes()] for channel in image) == digits
+
+    _find(explorer, w.Button, "other handwriting").click()
+    assert drawn[-1][1] == digits
+    assert not torch.equal(drawn[-1][0], image)
+    count = len(drawn)
+    _find(explorer, w.Button, "shuffle").click()
+    assert len(drawn) == count + 1
+    assert drawn[-1][1] != digits
+    assert drawn[-1][1] == tuple(_find(explorer, w.Dropdown, name).value for name in ("red", "green", "blue"))
+
+
+def test_digit_explorer_draws():
+    images, labels = data.digits("", "test", "demo")
+    explorer = widgets.digit_explorer(classifiers.DigitSumClassifier().eval(), images, labels)
     picture = _find(explorer, w.Image, "")
-    first = picture.value
-    _find(explorer, w.IntSlider, "example").value = 3
+    first = bytes(picture.value)
+    assert first.startswith(b"\x89PNG")
+    _find(explorer, w.Button, "shuffle").click()
     assert picture.value != first
