@@ -55,6 +55,12 @@ def lerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     return torch.lerp(a, b, t.view(-1, *[1] * (a.ndim - 1)) if t.ndim else t)
 
 
+def switch(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+    """No interpolation at all: a up to the middle, b from there on; arguments as in `slerp`."""
+    t = torch.as_tensor(t, device=a.device)
+    return torch.where((t.view(-1, *[1] * (a.ndim - 1)) if t.ndim else t) < 0.5, a, b)
+
+
 @torch.no_grad()
 def between(
     denoiser: Denoiser,
@@ -63,25 +69,28 @@ def between(
     positions: Tensor,
     *,
     way: Callable[[Tensor, Tensor, Tensor], Tensor] = slerp,
+    class_way: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
     fresh_noise: bool = False,
     **sampling,
 ) -> Tensor:
-    """Frames on the way from one sample to another: noise and class embedding both move along `way`.
+    """Frames on the way from one sample to another: the noise moves along `way`, the class embedding along `class_way`.
 
     labels: two int64 (P,), noises: two float (P, 3, 32, 32), for P pairs; give both ends the same label to move the
     noise alone, or the same noise to move the class alone. positions: float in 0 … 1, (F,) or, each pair its own,
-    (F, P). way: `slerp` or `lerp`. Further arguments go to `diffusion.sample`. With its deterministic solver,
-    neighbouring positions give neighbouring images, and positions 0 and 1 the two samples themselves. An ancestral
-    sampler adds noise of its own, from `seed`: the same in every frame, or in each frame another (fresh_noise, the
-    report's way). Returns uint8 (F, P, 3, 32, 32).
+    (F, P). way: `slerp`, `lerp` or `switch`; class_way: the same as way unless given. Further arguments go to
+    `diffusion.sample`. With its deterministic solver, neighbouring positions give neighbouring images, and positions
+    0 and 1 the two samples themselves. An ancestral sampler adds noise of its own, from `seed`: the same in every
+    frame, or in each frame another (fresh_noise). The report's way has fresh noise, and labels that switch.
+    Returns uint8 (F, P, 3, 32, 32).
     """
     device = next(denoiser.parameters()).device
     start, end = (denoiser.net.class_embedding(label.to(device)).cpu() for label in labels)  # (P, E)
     frames = []
     for i, t in enumerate(positions):
         own = seed + i if fresh_noise else seed
-        frames.append(sample(denoiser, way(start, end, t), noise=way(*noises, t), seed=own, **sampling))
+        embedding = (class_way or way)(start, end, t)
+        frames.append(sample(denoiser, embedding, noise=way(*noises, t), seed=own, **sampling))
     return torch.stack(frames)
 
 

@@ -79,7 +79,7 @@ def test_refuses_two_shapes():
         slerp(torch.zeros(2, 3), torch.zeros(3, 2), 0.5)
 
 
-@pytest.mark.parametrize("way", [slerp, interpolation.lerp])
+@pytest.mark.parametrize("way", [slerp, interpolation.lerp, interpolation.switch])
 def test_ways_take_one_position_a_sample(pair, way):
     a, b = pair
     ts = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -116,6 +116,14 @@ def test_between_starts_and_ends_at_the_samples_themselves(denoiser):
         assert (frames[-end].int() - alone.int()).abs().max() <= 1
     again = interpolation.between(denoiser, LABELS, NOISES, torch.linspace(0, 1, 4), path=PATH)
     assert torch.equal(frames, again)
+
+
+def test_the_class_can_go_its_own_way(denoiser):
+    positions = torch.tensor([0.4, 0.6])
+    frames = interpolation.between(denoiser, LABELS, NOISES, positions, class_way=interpolation.switch, path=PATH)
+    for frame, t, label in zip(frames, (0.4, 0.6), LABELS, strict=True):
+        alone = diffusion.sample(denoiser, label, noise=slerp(*NOISES, t), path=PATH)
+        assert (frame.int() - alone.int()).abs().max() <= 1
 
 
 def test_each_pair_can_have_its_own_positions(denoiser):
