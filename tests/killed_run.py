@@ -1,6 +1,6 @@
-"""A training run that is killed (kill -9) again and again at random moments, for test_training.py.
+"""A short training run for test_training.py, and that run killed (kill -9) again and again at random moments.
 
-    python tests/killed_run.py FOLDER KILLS
+    python -m tests.killed_run FOLDER KILLS
 
 One process imports torch and forks a child for each attempt. Leaves FOLDER/whole, a run that was left alone, and
 FOLDER/killed, one that was killed KILLS times and then finished; prints how many kills hit the middle of a save.
@@ -16,25 +16,21 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import budget, classifiers, data, training
 
-STEPS = 80
 
-
-def run(folder: Path) -> None:
-    """The notebook's loop, short, with a checkpoint after every step; resumes what it finds."""
-    images, labels = (part[:64] for part in data.addnist("", "test", "demo"))
+def run(folder: Path, images: torch.Tensor, labels: torch.Tensor, steps: int, stop: int) -> training.Checkpoint:
+    """The notebook's loop with a checkpoint after every step, up to `stop` of `steps`; resumes what it finds."""
     torch.manual_seed(0)
     net = classifiers.PaperClassifier()
-    limits = budget.Budget(parameters=100_000, steps=STEPS)
+    limits = budget.Budget(parameters=100_000, steps=steps)
     ema = training.EMA(net, 0.9)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     parts = {"net": net, "ema": ema, "optimizer": optimizer, "limits": limits}
-    with training.Checkpoint(folder, "run", {"steps": STEPS}, **parts) as checkpoint:
+    with training.Checkpoint(folder, "run", {"steps": steps}, **parts) as checkpoint:
         start, history = checkpoint.resume()
-        history = torch.zeros(STEPS) if history is None else history
-        for step in range(start, STEPS):
+        history = torch.zeros(steps) if history is None else history
+        for step in range(start, stop):
             data.seed_step(0, step)
             x, y = data.batch(images, labels, 4, 0, step)
             loss = F.cross_entropy(net(data.jitter(data.normalise(data.shuffle_channels(x)), shift=1.0)), y)
@@ -44,18 +40,20 @@ def run(folder: Path) -> None:
             ema.update(net)
             history[step] = loss.detach()
             checkpoint.save(step + 1, history)
+    return checkpoint
 
 
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
+    images, labels = (part[:64] for part in data.addnist("", "test", "demo"))
     begun = time.monotonic()
-    run(folder / "whole")
+    run(folder / "whole", images, labels, 80, 80)
     duration = time.monotonic() - begun
     moments, killed, saving = random.Random(0), 0, 0
-    while killed < kills:
+    while killed < kills or not saving:  # at least one in the middle of a save
         child = os.fork()
         if child == 0:
-            run(folder / "killed")
+            run(folder / "killed", images, labels, 80, 80)
             os._exit(0)
         time.sleep(moments.uniform(0, duration / kills))
         os.kill(child, signal.SIGKILL)
@@ -64,7 +62,7 @@ def main(folder: Path, kills: int) -> None:
             raise SystemExit(f"the run ended after {killed} kills, before the next one")
         killed += 1
         saving += any((folder / "killed").glob("*.part"))
-    run(folder / "killed")
+    run(folder / "killed", images, labels, 80, 80)
     print(f"{killed} killed, {saving} of them in the middle of a save")
 
 
