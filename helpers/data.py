@@ -11,7 +11,7 @@ import os
 import socket
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -350,18 +350,19 @@ def _clear_errors(name: str, hint: str) -> Iterator[None]:
 
 def download(url: str, path: Path, *, hint: str, sha256: str | None = None) -> None:
     """Fetch a file with a progress bar; verified, and in its place only when whole. Raises DataError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _clear_errors(path.name, hint):
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
 
 
 def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:
         raise DataError(f"could not write {path.name} ({error.strerror}): free some space and run again.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()

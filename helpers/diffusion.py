@@ -96,7 +96,9 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """float images -> uint8; values outside [-1, 1] are clipped."""
+    """float images -> uint8; values outside [-1, 1] are clipped. Raises ValueError for NaN, which has no byte."""
+    if x.isnan().any():
+        raise ValueError("the images hold NaN: the weights or the noise they come from are not finite")
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -125,9 +126,9 @@ def check_finite(loss: Tensor, step: int) -> None:
 
 def _write_atomically(path: Path, data: bytes) -> None:
     """All of `data` or nothing: write beside the target, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")  # left behind by a killed process, the next one overwrites it
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
@@ -137,7 +138,8 @@ def _write_atomically(path: Path, data: bytes) -> None:
         raise TrainingError(f"could not write {path.name} ({error.strerror}): free some space or choose another RUNS "
                             "folder. The previous file is untouched.") from error  # fmt: skip
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _load(data: bytes, name: str) -> dict:
@@ -178,14 +180,17 @@ class Checkpoint:
         self.lock = FileLock(self.path.with_name(f".{self.path.stem}.lock"), timeout=0)
 
     def __enter__(self) -> Checkpoint:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
         except Timeout:
             raise TrainingError(f"{self.path.name} is being trained by another notebook: wait for it, stop it, or set "
                                 "RUNS to another folder.") from None  # fmt: skip
         except NotImplementedError:
             pass  # a file system without locks, such as some network drives
+        except OSError as error:
+            raise TrainingError(f"cannot write to {self.path.parent} ({error.strerror}): set RUNS to a folder where "
+                                "you may write.") from error  # fmt: skip
         return self
 
     def __exit__(self, _kind, error: BaseException | None, _trace) -> None:

@@ -188,8 +188,9 @@ def _zip(path, members):
 
 def test_official_zip_is_unpacked_by_name_and_only_inside_the_folder(tmp_path, official):
     members = {f"../../{name}.npy": content for name, content in official.items()} | {"../../evil.sh": b"boo"}
-    _zip(tmp_path / "root" / "AddNIST" / "addnist.zip", members)
-    images, labels = data.addnist(tmp_path / "root", "valid")
+    root = tmp_path / "my data, données"
+    _zip(root / "AddNIST" / "addnist.zip", members)
+    images, labels = data.addnist(root, "valid")
     assert images.dtype == torch.uint8
     expected = np.load(io.BytesIO(official["valid_x"]))
     np.testing.assert_allclose(data.normalise(images).numpy(), expected, atol=1e-5)
@@ -230,6 +231,21 @@ def test_host_down_is_one_clear_sentence_and_leaves_nothing(tmp_path, monkeypatc
     with pytest.raises(data.DataError, match="addnist.zip could not be loaded .* DATA = 'rebuilt'"):
         data.addnist(tmp_path, "train")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_folder_one_may_not_write_to_is_said(tmp_path, monkeypatch, official):
+    (tmp_path / "data").write_text("a file is in the way")
+    with pytest.raises(data.DataError, match="addnist.zip could not be loaded"):
+        data.addnist(tmp_path / "data", "train")
+    _zip(tmp_path / "AddNIST" / "addnist.zip", {f"{n}.npy": c for n, c in official.items()})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data.os, "replace", full)
+    with pytest.raises(data.DataError, match="No space left.*free some space"):
+        data.addnist(tmp_path, "train")
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file() and p.parent.name == "AddNIST"] == ["addnist.zip"]
 
 
 def test_download_is_verified(tmp_path):

@@ -150,6 +150,8 @@ def test_pixels_survive_the_round_trip():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(diffusion.to_uint8(diffusion.to_float(pixels)), pixels)
     assert diffusion.to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+    with pytest.raises(ValueError, match="NaN"):
+        diffusion.to_uint8(torch.tensor([0.0, torch.nan]))
 
 
 # --- samplers -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 import ast
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +110,25 @@ def test_stored_outputs_are_whole_and_clean(path):
 
 def test_the_colab_cell_is_the_same_everywhere():
     assert len({next(c["source"] for c in _code(path) if "google.colab" in c["source"]) for path in NOTEBOOKS}) == 1
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
+    origin, stand_in, session = tmp_path / "origin", tmp_path / "stand-in", tmp_path / "content"
+    (stand_in / "google" / "colab").mkdir(parents=True)
+    (stand_in / "google" / "colab" / "__init__.py").touch()
+    session.mkdir()
+    shutil.copytree(ROOT / "helpers", origin / "helpers", ignore=shutil.ignore_patterns("__pycache__"))
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for command in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message", "all"]):
+        subprocess.run(["git", *command], cwd=origin, check=True)
+    cell = next(c["source"] for c in _code(NOTEBOOKS[0]) if "google.colab" in c["source"])
+    program = f"import google.colab\n{cell}\nimport helpers.budget\nprint(helpers.budget.__file__)"
+    environment = {**os.environ, "REPOSITORY": origin.as_uri(), "PYTHONPATH": str(stand_in)}
+    for _ in range(2):  # the second time, in the folder where the first ended, nothing is fetched again
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=session, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        session = tmp_path / "content" / "bundle"
+        assert Path(done.stdout.strip()) == session / "helpers" / "budget.py"

@@ -120,7 +120,7 @@ def _same(a, b):
 
 @pytest.mark.parametrize("run", [_classifier_run, _diffusion_run])
 def test_resuming_equals_never_stopping_bit_for_bit(tmp_path, run):
-    whole, parts = run(tmp_path / "a", [11]), run(tmp_path / "b", [3, 4, 11])
+    whole, parts = run(tmp_path / "whole", [11]), run(tmp_path / "in pieces, Läufe", [3, 4, 11])
     assert _same(whole.resume()[1], parts.resume()[1])
     for name in whole.parts:
         assert _same(whole.parts[name].state_dict(), parts.parts[name].state_dict()), name
@@ -194,6 +194,24 @@ def test_a_failed_save_keeps_the_previous_one(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint.path.name]
 
 
+def test_a_folder_one_may_not_write_to_is_named_before_training_begins(tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("a file is in the way")
+    with (
+        pytest.raises(training.TrainingError, match="cannot write to .*runs.*set RUNS"),
+        _checkpoint(tmp_path / "runs"),
+    ):
+        pass
+
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    with pytest.raises(training.TrainingError, match="Read-only file system"), _checkpoint(tmp_path / "drive"):
+        pass
+    with pytest.raises(training.TrainingError, match="Read-only file system"):
+        training.save_weights("classifier_paper", classifiers.PaperClassifier(), {}, tmp_path / "drive")
+
+
 def test_two_processes_cannot_train_into_one_file(tmp_path):
     with _checkpoint(tmp_path) as first:
         first.save(5, torch.zeros(3))
@@ -233,9 +251,9 @@ def test_out_of_memory_becomes_advice(tmp_path, error):
 
 
 def test_weights_make_the_round_trip(tmp_path):
-    net = classifiers.PaperClassifier()
-    training.save_weights("classifier_paper", net, {"steps": 3}, tmp_path)
-    loaded, card = training.load_weights("classifier_paper", tmp_path)
+    net, folder = classifiers.PaperClassifier(), tmp_path / "Übung 1, データ"  # spaces and letters beyond ASCII
+    training.save_weights("classifier_paper", net, {"steps": 3}, folder)
+    loaded, card = training.load_weights("classifier_paper", folder)
     assert card["steps"] == 3
     assert not loaded.training
     assert _same(net.state_dict(), loaded.state_dict())
