@@ -13,6 +13,15 @@ from helpers.diffusion import Denoiser, karras_path, sample, starting_noise
 from helpers.interpolation import between
 
 
+def _class_picker(classes: list[str], start: str, description: str) -> w.Dropdown:
+    options = sorted((name, label) for label, name in enumerate(classes))
+    return w.Dropdown(options=options, value=classes.index(start), description=description)
+
+
+def _seed_box(value: int) -> w.BoundedIntText:
+    return w.BoundedIntText(value=value, min=0, max=9999, description="seed")
+
+
 def walk_explorer(
     denoiser: Denoiser, classes: list[str], *, start: tuple[str, str], frames: int = 9, steps: int = 10
 ) -> w.Widget:
@@ -29,12 +38,11 @@ def walk_explorer(
         image = between(denoiser, labels, noises, torch.tensor([position]), path=karras_path(steps), guidance=guidance)
         return plots.png(plots.image_grid(image[:, 0], 1, inch=2.4))
 
-    options = sorted((name, label) for label, name in enumerate(classes))
     controls = {
-        "a": w.Dropdown(options=options, value=classes.index(start[0]), description="from"),
-        "seed_a": w.BoundedIntText(value=0, min=0, max=9999, description="seed"),
-        "b": w.Dropdown(options=options, value=classes.index(start[1]), description="to"),
-        "seed_b": w.BoundedIntText(value=1, min=0, max=9999, description="seed"),
+        "a": _class_picker(classes, start[0], "from"),
+        "seed_a": _seed_box(0),
+        "b": _class_picker(classes, start[1], "to"),
+        "seed_b": _seed_box(1),
         "guidance": w.FloatSlider(value=1.0, min=1, max=4, step=0.5, description="guidance", continuous_update=False),
         "position": w.SelectionSlider(
             options=[round(i / (frames - 1), 3) for i in range(frames)], value=0.0, description="position"
@@ -79,12 +87,8 @@ def sampler(
         return plots.png(plots.image_grid(images, count, inch=1.5))
 
     controls = {
-        "label": w.Dropdown(
-            options=sorted((name, label) for label, name in enumerate(classes)),
-            value=classes.index(start),
-            description="class",
-        ),
-        "seed": w.BoundedIntText(value=0, min=0, max=9999, description="seed"),
+        "label": _class_picker(classes, start, "class"),
+        "seed": _seed_box(0),
         "guidance": w.FloatSlider(value=2.0, min=1, max=5, step=0.5, description="guidance", continuous_update=False),
         "steps": w.IntSlider(value=10, min=2, max=40, description="steps", continuous_update=False),
     }
