@@ -37,27 +37,27 @@ class PaperClassifier(nn.Module):
 
 
 class DigitSumClassifier(nn.Module):
-    """One small digit reader shared by the three channels, and an exact sum: 95,466 parameters.
+    """One small digit reader shared by the three channels, and an exact sum: 83,618 parameters.
 
     The label is the sum of three digits minus 1, and the distribution of a sum is the convolution of the digits'
     distributions, which needs no parameters. Only the sum is ever labelled; reading emerges.
 
-    widths: channels of the reader's five convolutions (the default is the shipped net).
+    widths: channels of the reader's five convolutions (the default is the shipped net). They are unpadded, after An et
+    al. (2020): the map shrinks as it goes, so deep layers cost little and none looks beyond the edge.
     forward(x): float (B, 3, 28, 28) normalised by `data.normalise` -> log-probabilities (B, 20), float32 and safe
     under autocast. Raises ValueError or TypeError on other shapes and types.
     """
 
-    def __init__(self, widths: tuple[int, int, int, int, int] = (32, 48, 48, 64, 48)):
+    def __init__(self, widths: tuple[int, int, int, int, int] = (24, 32, 48, 56, 64)):
         super().__init__()
 
-        def layer(channels_in: int, channels: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
-            convolution = nn.Conv2d(channels_in, channels, size, stride, padding=size // 2, bias=False)
-            return [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
+        def layer(channels_in: int, channels: int) -> list[nn.Module]:
+            return [nn.Conv2d(channels_in, channels, 3, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
 
         a, b, c, d, e = widths
         self.reader = nn.Sequential(
-            *layer(1, a, size=5, stride=2), *layer(a, b), *layer(b, c), nn.MaxPool2d(2),  # (B, c, 7, 7)
-            *layer(c, d), *layer(d, e), nn.AdaptiveAvgPool2d(3),                          # (B, e, 3, 3)
+            *layer(1, a), *layer(a, b), nn.MaxPool2d(2),               # (B, b, 12, 12)
+            *layer(b, c), *layer(c, d), *layer(d, e), nn.AvgPool2d(2),  # (B, e, 3, 3)
             nn.Flatten(), nn.Linear(9 * e, 10),
         )  # fmt: skip
 

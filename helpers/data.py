@@ -93,8 +93,8 @@ def jitter(
 
     Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: the elastic deformation of Simard et
     al. (2003), here a displacement of that many pixels (standard deviation) at 5 × 5 points, smooth in between. What
-    comes in from outside is the images' least value, the background. Random numbers come from torch's global
-    generator.
+    comes in from outside is the images' least value, the background. Bicubic, so that strokes stay as sharp as they
+    are in images that nobody moved. Random numbers come from torch's global generator.
     """
     b, c, h, w = images.shape
     angle, size_x, size_y, x, y = (torch.rand(5, b * c, device=images.device) * 2 - 1).unbind()
@@ -105,9 +105,9 @@ def jitter(
     grid = F.affine_grid(theta, [b * c, 1, h, w], align_corners=False)
     points = torch.randn(b * c, 2, 5, 5, device=images.device) * (2 * bend / w)
     grid = grid + F.interpolate(points, size=(h, w), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    ground = images.amin()
-    moved = F.grid_sample((images - ground).view(b * c, 1, h, w), grid, align_corners=False)
-    return moved.view(b, c, h, w) + ground
+    darkest, brightest = images.aminmax()
+    moved = F.grid_sample((images - darkest).view(b * c, 1, h, w), grid, mode="bicubic", align_corners=False)
+    return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest)  # bicubic overshoots at edges
 
 
 def fingerprint(images: Tensor, labels: Tensor) -> str:
@@ -241,6 +241,7 @@ def _pick(rng: np.random.Generator, by_digit: list[np.ndarray], digits: np.ndarr
 def cifar100(root: str | Path, split: str, source: str = "official") -> tuple[Tensor, Tensor]:
     """CIFAR-100 (Krizhevsky 2009) through torchvision, downloaded on first use; or, source "demo", drawn shapes.
 
+    source "rebuilt" concerns AddNIST alone and means "official" here, so that one setting serves every notebook.
     split: "train" (50,000; demo 5,000) or "test" (10,000; demo 1,000). Returns uint8 images (N, 3, 32, 32) and
     int64 labels (N,) in 0…99. Raises DataError.
     """
@@ -248,8 +249,8 @@ def cifar100(root: str | Path, split: str, source: str = "official") -> tuple[Te
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if source == "demo":
         return _drawn_shapes(50 if split == "train" else 10, seed=int(split == "test"))
-    if source != "official":
-        raise ValueError(f"source must be 'official' or 'demo', got {source!r}")
+    if source not in ("official", "rebuilt"):
+        raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
     from torchvision.datasets import CIFAR100
 
     with _clear_errors("CIFAR-100", "put cifar-100-python/ into DATA_ROOT, or set DATA = 'demo'"):

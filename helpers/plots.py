@@ -330,7 +330,7 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
     Convolutions, linear layers and pools get a box with their output shape and parameter count.
     """
     rows: list[tuple[str, tuple[int, ...], int]] = []
-    drawn = (nn.Conv2d, nn.Linear, nn.MaxPool2d)
+    drawn = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
     hooks = [
         m.register_forward_hook(
             lambda m, _, out: rows.append(
@@ -345,8 +345,8 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
     for hook in hooks:
         hook.remove()
 
-    names = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "Linear": "linear"}
-    colours = {"Conv2d": "#cfe0f3", "MaxPool2d": "#f0f0f0", "Linear": "#f6dfc5"}
+    names = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
+    colours = {"Conv2d": "#cfe0f3", "MaxPool2d": "#f0f0f0", "AvgPool2d": "#f0f0f0", "Linear": "#f6dfc5"}
     figure, axes = _figure(size=(9, 2.6))
     axis = axes[0][0]
     rows.insert(0, ("input", tuple(example.shape[1:]), 0))
@@ -358,7 +358,9 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
             _arrow(axis, (i * 1.15 - 0.62, 0), (i * 1.15 - 0.03, 0))
     axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.6, 1.2))
     axis.axis("off")
-    axis.set_title(f"{type(net).__name__}: output shapes and parameters, {sum(r[2] for r in rows):,} in all")
+    axis.set_title(
+        f"{type(net).__name__}: output shapes and parameters, {sum(p.numel() for p in net.parameters()):,} in all"
+    )
     return figure
 
 
