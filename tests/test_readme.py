@@ -66,7 +66,33 @@ def interpolation_rows():
     ]
 
 
-@pytest.mark.parametrize("rows", [table_rows, prose, ablation_rows, interpolation_rows])
+def speed_rows():
+    """The rows of README's table of speed."""
+    return [
+        f"| {name} | {row['images_per_second']:,.1f} ({row['least_to_most'][0]:,.1f}…{row['least_to_most'][1]:,.1f}) | "
+        f"{row['peak_memory_mib']:,} |"
+        for name, row in load_card("speed")["rows"].items()
+    ]
+
+
+def speed_prose():
+    """The ratios that README draws from that table."""
+    card = load_card("speed")
+    rates = {name: row["images_per_second"] for name, row in card["rows"].items()}
+
+    def ratio(name, base):
+        return f"{rates[name] / rates[base]:.1f}"
+
+    return [
+        f"{ratio('notebook loop', 'usual loop')} times the images of the usual loop",
+        f"{ratio('notebook loop, compiled', 'usual loop')} times when compiled",
+        f"{ratio('notebook loop', 'notebook loop, U-Net of diffusers')} times those of the library's U-Net",
+        f"{ratio('our features', 'features by clean-fid')} times clean-fid's own pipeline",
+        card["device"],
+    ]
+
+
+@pytest.mark.parametrize("rows", [table_rows, prose, ablation_rows, interpolation_rows, speed_rows, speed_prose])
 def test_figures_are_the_cards(rows):
     for row in rows():
         assert row in " ".join(README.split("\n")), f"README lacks this, or has it with other figures:\n{row}"
