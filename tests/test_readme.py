@@ -43,6 +43,7 @@ def prose():
 
     spreads = " and ".join(f"{over(card, 'test_accuracy_std_over_batches'):.1%}" for card in (paper, best))
     return [
+        f"takes {paper['settings']['batch']} and {paper['settings']['lr']})",
         f"spread by {spreads}",
         f"took {over(best, 'seconds') / 60:.0f} minutes",
         f"| {over(best, 'train_accuracy'):.3f} and {over(best, 'test_accuracy'):.4f} |",
@@ -88,6 +89,7 @@ def speed_prose():
         f"{ratio('notebook loop, compiled', 'usual loop')} times when compiled",
         f"{ratio('notebook loop', 'notebook loop, U-Net of diffusers')} times those of the library's U-Net",
         f"{ratio('our features', 'features by clean-fid')} times clean-fid's own pipeline",
+        f"batch {card['batch']},",
         card["device"],
     ]
 

@@ -60,7 +60,7 @@ def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
     for source in sources[: 1 + next(i for i, source in enumerate(sources) if "def train(" in source)]:
         exec(source, names)
         if "PARAMETER_LIMIT = " in source:  # the settings cell
-            names |= {"DATA": "demo", "COMPILE": compiled, "SAVE_EVERY": 10_000}
+            names |= {"COMPILE": compiled, "SAVE_EVERY": 10_000}
     names |= {"STEPS": WARM + TIMED, "BATCH": BATCH, "RUNS": tempfile.mkdtemp()}
     names["unet"].UNet = net
     names["plots"].LiveCurves = lambda *_: lambda *_: None
@@ -202,7 +202,7 @@ def main(root: str | None) -> None:
         for name in names:
             done = subprocess.run(
                 [sys.executable, "-m", "tests.benchmarks.speed", "--case", name], cwd=ROOT, check=True,
-                capture_output=True, text=True, env={**os.environ, "DATA_ROOT": root or ""},
+                capture_output=True, text=True, env={**os.environ, "DATA": "demo", "DATA_ROOT": root or ""},
             )  # fmt: skip
             rate, memory[name] = json.loads(done.stdout.splitlines()[-1])
             rates[name].append(rate)
