@@ -82,6 +82,58 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon for the weights of linear and convolutional layers, Adam for everything else, with one learning rate.
+
+    A weight is taken as a matrix (out, in·k·k). Its step is the momentum of its gradient made orthogonal, so that all
+    directions move by the same amount, and scaled to the size of a typical Adam step. Biases, norms, embeddings and
+    matrices of at most 8 rows or columns (the head of a U-Net) get Adam with betas (0.9, 0.99), no weight decay.
+    Sources: Jordan et al. 2024 (Muon); Liu et al. 2025 (one learning rate for both, "match RMS").
+    """
+
+    def __init__(self, net: nn.Module, lr: float, momentum: float = 0.95):
+        layers = [m.weight for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        matrices = [weight for weight in layers if min(weight.flatten(1).shape) > 8]
+        taken = set(map(id, matrices))
+        rest = [parameter for parameter in net.parameters() if id(parameter) not in taken]
+        super().__init__([{"params": matrices}, {"params": rest}], {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        matrices, rest = self.param_groups
+        for weight in matrices["params"]:
+            if weight.grad is None:
+                continue
+            average = self.state[weight].setdefault("average", torch.zeros_like(weight))
+            average.lerp_(weight.grad, 1 - matrices["momentum"])
+            update = orthogonalise(weight.grad.lerp(average, matrices["momentum"]).flatten(1))  # Nesterov's look ahead
+            weight.sub_(matrices["lr"] * 0.2 * max(update.shape) ** 0.5 * update.view_as(weight))
+        for parameter in rest["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            average = state.setdefault("average", torch.zeros_like(parameter))
+            square = state.setdefault("square", torch.zeros_like(parameter))
+            state["steps"] = steps = state.get("steps", 0) + 1
+            average.lerp_(parameter.grad, 0.1)
+            square.lerp_(parameter.grad.square(), 0.01)
+            spread = (square / (1 - 0.99**steps)).sqrt() + 1e-8
+            parameter.sub_(rest["lr"] / (1 - 0.9**steps) * average / spread)
+
+
+def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
+    """The matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by Newton-Schulz iterations.
+
+    Source: the quintic polynomial of Jordan et al. 2024.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / (wide.norm() + 1e-7)
+    for _ in range(rounds):
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x if wide is matrix else x.T
+
+
 class EMA:
     """Exponential moving average of a module's parameters, kept in `.module` (eval mode, no gradients).
 

@@ -28,7 +28,7 @@ def walk_explorer(
     """Move between two samples: two classes, two seeds, a guidance scale, and the position on the way.
 
     classes: names in label order; start: the two classes shown first. Each frame is one `interpolation.between`
-    with `steps` Heun steps; frames already drawn are kept. Display the returned widget.
+    with `steps` solver steps; frames already drawn are kept. Display the returned widget.
     """
 
     @lru_cache(maxsize=512)
@@ -52,7 +52,7 @@ def walk_explorer(
     said = w.Label()
 
     def draw(_=None) -> None:
-        said.value = f"computing ({2 * steps - 1} evaluations of the network) …"
+        said.value = f"computing ({steps} steps of the solver) …"
         picture.value = frame(**{name: control.value for name, control in controls.items()})
         share = controls["position"].value
         said.value = f"{1 - share:.0%} {classes[controls['a'].value]}, {share:.0%} {classes[controls['b'].value]}"
@@ -74,7 +74,7 @@ def walk_explorer(
 def sampler(
     denoiser: Denoiser, classes: list[str], *, start: str, interval: tuple[float, float], count: int = 4
 ) -> w.Widget:
-    """Draw `count` samples of a class: the class, the seed, the guidance scale, and the number of Heun steps.
+    """Draw `count` samples of a class: the class, the seed, the guidance scale, and the number of solver steps.
 
     classes: names in label order; start: the one shown first; interval: the noise levels at which guidance acts.
     Drawings already made are kept. Display the returned widget.
@@ -99,9 +99,7 @@ def sampler(
         steps = controls["steps"].value
         said.value = "drawing …"
         picture.value = draw_samples(**{name: control.value for name, control in controls.items()})
-        said.value = (
-            f"{count} of class {classes[controls['label'].value]}; {2 * steps - 1} evaluations of the denoiser each"
-        )
+        said.value = f"{count} of class {classes[controls['label'].value]}; {steps} steps of the solver each"
 
     for control in controls.values():
         control.observe(draw, names="value")

@@ -167,17 +167,35 @@ def _solution(x, sigma, sigma_next):
     return x * math.sqrt((SPREAD**2 + sigma_next**2) / (SPREAD**2 + sigma**2))
 
 
-def _heun_error(steps):
+def _solver_error(solver, steps):
     levels = torch.linspace(1, 0.1, steps + 1, dtype=torch.float64)
     x = torch.ones(1, dtype=torch.float64)
-    *_, end = diffusion.heun_steps(_gaussian, x, levels)
+    *_, end = solver(_gaussian, x, levels)
     return abs(float(end - _solution(x, 1.0, 0.1)))
 
 
-def test_heun_converges_at_second_order():
-    errors = [_heun_error(n) for n in (20, 40, 80)]
+@pytest.mark.parametrize("solver", [diffusion.heun_steps, diffusion.multistep_steps])
+def test_the_solvers_converge_at_second_order(solver):
+    errors = [_solver_error(solver, n) for n in (40, 80, 160)]
     orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
     assert all(1.8 < order < 2.3 for order in orders)
+
+
+def test_multistep_takes_a_line_of_estimates_over_log_sigma_exactly():
+    # Where D is linear in ln σ and does not depend on x, the estimate at the middle of a step is exact.
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(sigma)
+        return torch.full_like(x, 2.0 + math.log(sigma))
+
+    x = torch.tensor([5.0], dtype=torch.float64)
+    first, second, last = diffusion.multistep_steps(denoise, x, torch.tensor([8.0, 4.0, 1.0, 0.0]))
+    assert seen == [8.0, 4.0, 1.0]  # one evaluation a step
+    start, middle = 2 + math.log(8), 2 + math.log(4) - math.log(4) / 2  # Euler's step, then the middle of [ln 4, ln 1]
+    torch.testing.assert_close(first, start + (x - start) / 2)
+    torch.testing.assert_close(second, middle + (first - middle) / 4)
+    torch.testing.assert_close(last, torch.full_like(x, 2.0))
 
 
 def test_ancestral_sampling_reproduces_the_data_distribution():
