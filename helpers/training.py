@@ -91,12 +91,12 @@ class Muon(torch.optim.Optimizer):
     Sources: Jordan et al. 2024 (Muon); Liu et al. 2025 (one learning rate for both, "match RMS").
     """
 
-    def __init__(self, net: nn.Module, lr: float, momentum: float = 0.95):
+    def __init__(self, net: nn.Module, lr: float):
         layers = [m.weight for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         matrices = [weight for weight in layers if min(weight.flatten(1).shape) > 8]
         taken = set(map(id, matrices))
         rest = [parameter for parameter in net.parameters() if id(parameter) not in taken]
-        super().__init__([{"params": matrices}, {"params": rest}], {"lr": lr, "momentum": momentum})
+        super().__init__([{"params": matrices}, {"params": rest}], {"lr": lr})
 
     @torch.no_grad()
     def step(self) -> None:
@@ -104,31 +104,33 @@ class Muon(torch.optim.Optimizer):
         for weight in matrices["params"]:
             if weight.grad is None:
                 continue
-            average = self.state[weight].setdefault("average", torch.zeros_like(weight))
-            average.lerp_(weight.grad, 1 - matrices["momentum"])
-            update = orthogonalise(weight.grad.lerp(average, matrices["momentum"]).flatten(1))  # Nesterov's look ahead
+            state = self.state[weight]
+            if not state:
+                state["average"] = torch.zeros_like(weight)
+            average = state["average"].lerp_(weight.grad, 0.05)  # momentum 0.95
+            update = orthogonalise(weight.grad.lerp(average, 0.95).flatten(1))  # Nesterov's look ahead
             weight.sub_(matrices["lr"] * 0.2 * max(update.shape) ** 0.5 * update.view_as(weight))
         for parameter in rest["params"]:
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
-            average = state.setdefault("average", torch.zeros_like(parameter))
-            square = state.setdefault("square", torch.zeros_like(parameter))
-            state["steps"] = steps = state.get("steps", 0) + 1
-            average.lerp_(parameter.grad, 0.1)
-            square.lerp_(parameter.grad.square(), 0.01)
-            spread = (square / (1 - 0.99**steps)).sqrt() + 1e-8
-            parameter.sub_(rest["lr"] / (1 - 0.9**steps) * average / spread)
+            if not state:
+                state.update(average=torch.zeros_like(parameter), square=torch.zeros_like(parameter), steps=0)
+            state["steps"] += 1
+            average = state["average"].lerp_(parameter.grad, 0.1)
+            square = state["square"].lerp_(parameter.grad.square(), 0.01)
+            spread = (square / (1 - 0.99 ** state["steps"])).sqrt() + 1e-8
+            parameter.sub_(rest["lr"] / (1 - 0.9 ** state["steps"]) * average / spread)
 
 
-def orthogonalise(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by Newton-Schulz iterations.
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """The matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
 
     Source: the quintic polynomial of Jordan et al. 2024.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
-    for _ in range(rounds):
+    for _ in range(5):
         gram = x @ x.T
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
     return x if wide is matrix else x.T
