@@ -22,20 +22,27 @@ def _seed_box(value: int) -> w.BoundedIntText:
     return w.BoundedIntText(value=value, min=0, max=9999, description="seed")
 
 
+def _guidance_slider(value: float) -> w.FloatSlider:
+    return w.FloatSlider(value=value, min=1, max=6, step=0.5, description="guidance", continuous_update=False)
+
+
 def walk_explorer(
-    denoiser: Denoiser, classes: list[str], *, start: tuple[str, str], frames: int = 9, steps: int = 10
-) -> w.Widget:
+    denoiser: Denoiser, classes: list[str], *, start: tuple[str, str], guidance: float,
+    interval: tuple[float, float], frames: int = 9, steps: int = 10,
+) -> w.Widget:  # fmt: skip
     """Move between two samples: two classes, two seeds, a guidance scale, and the position on the way.
 
-    classes: names in label order; start: the two classes shown first. Each frame is one `interpolation.between`
-    with `steps` solver steps; frames already drawn are kept. Display the returned widget.
+    classes: names in label order; start: the two classes shown first; guidance: the scale shown first, in 1…6;
+    interval: the noise levels at which it acts. Each frame is one `interpolation.between` with `steps` solver steps;
+    frames already drawn are kept. Display the returned widget.
     """
 
     @lru_cache(maxsize=512)
     def frame(a: int, b: int, seed_a: int, seed_b: int, guidance: float, position: float) -> bytes:
         noises = starting_noise(1, seed_a), starting_noise(1, seed_b)
         labels = torch.tensor([a]), torch.tensor([b])
-        image = between(denoiser, labels, noises, torch.tensor([position]), path=karras_path(steps), guidance=guidance)
+        options = {"path": karras_path(steps), "guidance": guidance, "interval": interval}
+        image = between(denoiser, labels, noises, torch.tensor([position]), **options)
         return plots.png(plots.image_grid(image[:, 0], 1, inch=2.4))
 
     controls = {
@@ -43,7 +50,7 @@ def walk_explorer(
         "seed_a": _seed_box(0),
         "b": _class_picker(classes, start[1], "to"),
         "seed_b": _seed_box(1),
-        "guidance": w.FloatSlider(value=1.0, min=1, max=4, step=0.5, description="guidance", continuous_update=False),
+        "guidance": _guidance_slider(guidance),
         "position": w.SelectionSlider(
             options=[round(i / (frames - 1), 3) for i in range(frames)], value=0.0, description="position"
         ),
@@ -72,12 +79,13 @@ def walk_explorer(
 
 
 def sampler(
-    denoiser: Denoiser, classes: list[str], *, start: str, interval: tuple[float, float], count: int = 4
-) -> w.Widget:
+    denoiser: Denoiser, classes: list[str], *, start: str, guidance: float, interval: tuple[float, float],
+    count: int = 4,
+) -> w.Widget:  # fmt: skip
     """Draw `count` samples of a class: the class, the seed, the guidance scale, and the number of solver steps.
 
-    classes: names in label order; start: the one shown first; interval: the noise levels at which guidance acts.
-    Drawings already made are kept. Display the returned widget.
+    classes: names in label order; start: the one shown first; guidance and interval as in `walk_explorer`. Drawings
+    already made are kept. Display the returned widget.
     """
 
     @lru_cache(maxsize=256)
@@ -89,7 +97,7 @@ def sampler(
     controls = {
         "label": _class_picker(classes, start, "class"),
         "seed": _seed_box(0),
-        "guidance": w.FloatSlider(value=2.0, min=1, max=5, step=0.5, description="guidance", continuous_update=False),
+        "guidance": _guidance_slider(guidance),
         "steps": w.IntSlider(value=10, min=2, max=40, description="steps", continuous_update=False),
     }
     picture = w.Image(format="png", width=160 * count)

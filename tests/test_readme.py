@@ -58,14 +58,23 @@ def ablation_rows():
 
 
 def interpolation_rows():
-    """The rows of README's table of ways to interpolate."""
+    """The rows of README's table of ways to interpolate, and its sentences on them."""
     card = load_card("interpolation")
     columns = ("length", "largest_over_mean_step")
+    rows, middles, inversion = card["smoothness"]["rows"], card["middles"], card["inversion"]
     older = card["weights_sha256"] != load_card("diffusion")["sha256"]
+    ratio = rows["deterministic, slerp"]["length"] / rows["ancestral, fresh noise, label switches"]["length"]
     return [
         f"| {name} | " + " | ".join(f"{row[c]:.2f} ± {row[c + '_std_over_pairs']:.2f}" for c in columns) + " |"
-        for name, row in card["smoothness"]["rows"].items()
-    ] + ["measured with earlier weights"] * older
+        for name, row in rows.items()
+    ] + [
+        f"at guidance {card['settings']['guidance']:.0f})",
+        f"{ratio:.2f} times as long as the report's way",
+        f"features lie {middles['midpoints, slerp']:.2f} from those of real test images, its end points' "
+        f"{middles['end points']:.2f}, and the straight line's midpoints' {middles['midpoints, lerp']:.2f}",
+        f"come back at {inversion['psnr']:.1f} dB ({inversion['n']} images)",
+        *["measured with earlier weights"] * older,
+    ]
 
 
 def speed_rows():

@@ -27,7 +27,8 @@ def denoiser():
 
 @pytest.fixture
 def explorer(denoiser):
-    return widgets.walk_explorer(denoiser, CLASSES, start=("cat", "ant"), frames=3, steps=2)
+    guided = {"guidance": 3.0, "interval": (0.0, 100.0)}
+    return widgets.walk_explorer(denoiser, CLASSES, start=("cat", "ant"), frames=3, steps=2, **guided)
 
 
 def test_walk_explorer_moves_between_classes_and_seeds(explorer):
@@ -42,6 +43,9 @@ def test_walk_explorer_moves_between_classes_and_seeds(explorer):
     assert picture.value != last
     position.value = 0.0
     assert picture.value == first  # the other end does not depend on it, and the frame is the same
+    _find(explorer, w.FloatSlider, "guidance").value = 1.0
+    assert picture.value != first
+    _find(explorer, w.FloatSlider, "guidance").value = 3.0
     _find(explorer, w.BoundedIntText, "seed").value = 9
     assert picture.value != first
 
@@ -56,7 +60,7 @@ def test_sampler_draws_what_is_chosen(denoiser, monkeypatch):
     drawn = []
     real = widgets.sample
     monkeypatch.setattr(widgets, "sample", lambda *a, **k: drawn.append((a[1].tolist(), k)) or real(*a, **k))
-    chooser = widgets.sampler(denoiser, CLASSES, start="cat", interval=(0.3, 3.0), count=2)
+    chooser = widgets.sampler(denoiser, CLASSES, start="cat", guidance=2.0, interval=(0.3, 3.0), count=2)
     picture = _find(chooser, w.Image, "")
     seen = [bytes(picture.value)]
     for kind, name, value in [(w.Dropdown, "class", 3), (w.BoundedIntText, "seed", 7),
