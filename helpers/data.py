@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import socket
 import zipfile
 from collections.abc import Iterator
@@ -265,6 +266,18 @@ def cifar100_classes(root: str | Path, source: str = "official") -> list[str]:
     from torchvision.datasets import CIFAR100
 
     return CIFAR100(str(root), train=False).classes
+
+
+def cifar100_superclasses(root: str | Path, source: str = "official") -> list[str]:
+    """The superclass of each of the 100 classes, in label order: 20 names, each five times; of a demo, 10 shapes."""
+    if source == "demo":
+        return [name.split()[1] for name in DEMO_CLASSES]
+    from torchvision.datasets import CIFAR100
+
+    folder = Path(root) / CIFAR100(str(root), train=False).base_folder  # its constructor verifies the files
+    test, meta = (pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in ("test", "meta"))
+    coarse = dict(zip(test["fine_labels"], test["coarse_labels"], strict=True))
+    return [meta["coarse_label_names"][coarse[label]] for label in range(100)]
 
 
 # --- the demo sets ----------------------------------------------------------------------------------------------

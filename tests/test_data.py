@@ -1,5 +1,6 @@
 import hashlib
 import io
+import pickle
 import socket
 import threading
 import zipfile
@@ -27,6 +28,28 @@ def test_demo_addnist_has_the_official_shapes_and_types(demo):
     both = torch.cat([demo["train"][1], demo["valid"][1]]).bincount()
     assert (both == 600).all()
     assert (demo["test"][1].bincount() == 100).all()
+
+
+def test_superclasses_are_read_from_the_verified_files(tmp_path, monkeypatch):
+    """Labels in any order, a class's superclass at the class's place; the demo's are its shapes."""
+
+    class Verified:
+        base_folder = "cifar-100-python"
+
+        def __init__(self, root, train):
+            assert root == str(tmp_path)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", Verified)
+    (tmp_path / "cifar-100-python").mkdir()
+    fine = list(reversed(range(100))) * 2
+    files = {
+        "test": {"fine_labels": fine, "coarse_labels": [label // 5 for label in fine]},
+        "meta": {"coarse_label_names": [f"group_{i}" for i in range(20)]},
+    }
+    for name, content in files.items():
+        (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(content))
+    assert data.cifar100_superclasses(tmp_path) == [f"group_{label // 5}" for label in range(100)]
+    assert data.cifar100_superclasses("", "demo")[10:12] == ["ring", "ring"]
 
 
 def test_label_is_the_sum_less_one():

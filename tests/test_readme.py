@@ -57,6 +57,19 @@ def ablation_rows():
     return [f"| {name} | {row['parameters']:,} | {row['test_accuracy']:.2%} |" for name, row in rows.items()]
 
 
+def recipe_rows():
+    """The rows of README's table of the diffusion recipe's ingredients, and its sentences on them and on sampling."""
+    ablation, sweep = load_card("diffusion_ablation"), load_card("diffusion_sweep")
+    older = sweep["weights_sha256"] != load_card("diffusion")["sha256"]
+    fast = [row for row in sweep["rows"] if row["guidance"] == sweep["rows"][0]["guidance"]]
+    enough = min((row["evaluations"], row["steps"]) for row in fast if row["fid"] <= 1.05 * min(r["fid"] for r in fast))
+    return [f"| {name} | {error:.4f} |" for name, error in ablation["held_out_error"].items()] + [
+        f"{ablation['steps']} steps of {ablation['batch']}, seed {ablation['seed']}, {ablation['images']:,} images",
+        f"{enough[0]} evaluations a drawing ({enough[1]} steps)",
+        *["swept with earlier weights"] * older,
+    ]
+
+
 def interpolation_rows():
     """The rows of README's table of ways to interpolate, and its sentences on them."""
     card = load_card("interpolation")
@@ -104,7 +117,9 @@ def speed_prose():
     ]
 
 
-@pytest.mark.parametrize("rows", [table_rows, prose, ablation_rows, interpolation_rows, speed_rows, speed_prose])
+@pytest.mark.parametrize(
+    "rows", [table_rows, prose, ablation_rows, recipe_rows, interpolation_rows, speed_rows, speed_prose]
+)
 def test_figures_are_the_cards(rows):
     for row in rows():
         assert row in " ".join(README.split("\n")), f"README lacks this, or has it with other figures:\n{row}"
