@@ -8,6 +8,7 @@ FOLDER/killed, one that was killed KILLS times and then finished; prints how man
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -58,8 +59,12 @@ def main(folder: Path, kills: int) -> None:
         time.sleep(moments.uniform(0, duration / kills))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            raise SystemExit(f"the run ended after {killed} kills, before the next one")
+        if os.waitstatus_to_exitcode(status) > 0:
+            raise SystemExit(f"the run failed after {killed} kills")
+        if not os.WIFSIGNALED(status):  # done before the next kill, the machine was busier at first: again, and sooner
+            shutil.rmtree(folder / "killed")
+            killed, saving, duration = 0, 0, duration / 2
+            continue
         killed += 1
         saving += any((folder / "killed").glob("*.part"))
     run(folder / "killed", images, labels, 80, 80)
