@@ -337,7 +337,7 @@ def load_weights(name: str, folder: str | Path = WEIGHTS) -> tuple[nn.Module, di
     makers = {
         "classifier_paper": PaperClassifier,
         "classifier_best": DigitSumClassifier,
-        "diffusion": lambda: Denoiser(UNet()),
+        "diffusion": lambda: Denoiser(UNet(), card["settings"]["prediction"]),
     }
     if name not in makers:
         raise ValueError(f"unknown weights {name!r}: choose one of {', '.join(makers)}")

@@ -318,6 +318,13 @@ def test_weights_make_the_round_trip(tmp_path):
     assert _same(net.state_dict(), loaded.state_dict())
 
 
+@pytest.mark.parametrize("prediction", ["edm", "epsilon"])
+def test_a_denoiser_comes_back_with_what_it_predicts(tmp_path, prediction):
+    card = {"settings": {"prediction": prediction}}
+    training.save_weights("diffusion", diffusion.Denoiser(unet.UNet(), prediction), card, tmp_path)
+    assert training.load_weights("diffusion", tmp_path)[0].prediction == prediction
+
+
 def test_damaged_missing_foreign_and_unknown_weights(tmp_path):
     with pytest.raises(ValueError, match="classifier_paper"):
         training.load_weights("clasifier", tmp_path)
