@@ -43,8 +43,47 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated; the published network is in it
         network = torch.jit.load(str(path), map_location=device).eval()
-    layers = network.layers if hasattr(network, "layers") else network
+        layers = streamline(network.layers if hasattr(network, "layers") else network)
     return lambda x: layers((x - 128) / 128).flatten(1)
+
+
+def streamline(network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """The same function in less time: what the published network computes twice or in a slow order, mended.
+
+    Weights are cast to the type they have, which keeps batch norms from being folded into convolutions; branches are
+    copied out of the channels-last layout before they are joined; and averages are taken over many channels ahead of
+    a 1×1 convolution to few, where after it they are the same and cheaper.
+    """
+    network = torch.jit.freeze(network, optimize_numerics=False)
+    graph = network.graph
+    for node in list(graph.nodes()):
+        is_constant = node.inputsSize() > 0 and node.inputsAt(0).node().kind() == "prim::Constant"
+        if node.kind() == "aten::contiguous" or (node.kind() == "aten::to" and is_constant):
+            node.output().replaceAllUsesWith(node.inputsAt(0))
+        elif node.kind() == "aten::batch_norm":  # it has no gain, and without one it is not folded
+            gain = graph.insertConstant(torch.ones_like(node.inputsAt(3).toIValue()))
+            gain.node().moveBefore(node)
+            node.replaceInput(1, gain)
+    torch.jit.run_frozen_optimizations(network)
+    for convolution in [node for node in graph.nodes() if node.kind() == "aten::conv2d"]:
+        pool, weight = convolution.inputsAt(0).node(), convolution.inputsAt(1).toIValue()
+        if pool.kind() == "aten::avg_pool2d" and weight.shape[2:] == (1, 1) and len(pool.output().uses()) == 1:
+            convolution.output().replaceAllUsesWith(pool.output())
+            convolution.replaceInput(0, pool.inputsAt(0))
+            pool.replaceInput(0, convolution.output())
+            pool.moveAfter(convolution)
+    return network
+
+
+def resize_matrix(size: int) -> Tensor:
+    """clean-fid's bicubic resizing along one axis, from `size` to 299 pixels, as a matrix float32 (299, size).
+
+    Its columns are read off clean-fid's own resizer, as what it makes of a single brighter row.
+    """
+    resize = build_resizer("clean")
+    rows = 64 + 128 * np.eye(size, dtype=np.float32)  # far from 0 and 255, where the resizer clips
+    columns = [resize(row[:, None, None].repeat(3, axis=2))[:, 0, 0] for row in rows]
+    return torch.from_numpy((np.stack(columns, axis=1) - 64) / 128)
 
 
 @torch.no_grad()
@@ -65,12 +104,11 @@ def features(
     if images.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through diffusion.to_uint8")
     network = network or load_network(os.environ.get("DATA_ROOT", "data"), device)
-    resize = build_resizer("clean")
+    down, across = (resize_matrix(size).to(device) for size in images.shape[2:])
     out = []
     for rows in images.split(batch):
-        large = np.stack([resize(image) for image in rows.permute(0, 2, 3, 1).cpu().numpy()])
-        x = torch.from_numpy(large).permute(0, 3, 1, 2).to(device)  # (B, 3, 299, 299)
-        out.append(network(x).float().cpu())
+        large = (down @ rows.to(device).float() @ across.T).clamp(0, 255)  # (B, 3, 299, 299)
+        out.append(network(large.contiguous(memory_format=torch.channels_last)).float().cpu())
         if progress:
             progress(sum(map(len, out)), len(images))
     return torch.cat(out)

@@ -3,7 +3,9 @@ import pytest
 import scipy.linalg
 import torch
 from cleanfid import fid as cleanfid
+from cleanfid.resize import build_resizer
 from PIL import Image
+from torch.nn import functional as F
 
 from helpers import data, fid
 
@@ -40,6 +42,62 @@ def test_agrees_with_clean_fid_itself(two_folders, network, monkeypatch):
     ours = fid.frechet_distance(*(fid.features(images, network) for images in sets))
     assert theirs > 1
     assert ours == pytest.approx(theirs, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 20), (400, 299)])
+def test_resizing_by_matrices_equals_clean_fid(shape, rng):
+    image = 255 * torch.randint(0, 2, (*shape, 3), generator=rng, dtype=torch.uint8)  # overshoots, so it is clipped
+    resized = []
+    fid.features(image.permute(2, 0, 1)[None], lambda x: resized.append(x) or x.flatten(1))
+    theirs = torch.from_numpy(build_resizer("clean")(image.numpy())).permute(2, 0, 1)
+    assert theirs.min() == 0
+    assert theirs.max() == 255
+    torch.testing.assert_close(resized[0][0], theirs, rtol=0, atol=1e-3)
+
+
+class Layer(torch.nn.Module):
+    """A layer as the published network writes it: weights cast, a batch norm without gain, ReLU, a copy."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: int):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(channels, channels_in, kernel, kernel))
+        self.beta = torch.nn.Parameter(torch.randn(channels))
+        self.register_buffer("mean", torch.randn(channels))
+        self.register_buffer("var", torch.rand(channels) + 0.5)
+
+    def forward(self, x):
+        x = F.conv2d(x, self.weight.to(x.dtype))
+        return F.relu(F.batch_norm(x, self.mean, self.var, None, self.beta, False, 0.1, 0.001)).contiguous()
+
+
+class Branches(torch.nn.Module):
+    """Branches side by side: an average and a 1×1 convolution, and another average that serves two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.one, self.pooled, self.wide = Layer(3, 8, 3), Layer(8, 4, 1), Layer(8, 4, 1), Layer(8, 4, 3)
+        self.small = torch.nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+        self.large = torch.nn.AvgPool2d(5, stride=1, padding=2, count_include_pad=False)
+
+    def forward(self, x):
+        x = self.first(x)
+        pooled = self.large(x)
+        wide = F.pad(self.wide(pooled), (1, 1, 1, 1))
+        return torch.cat([self.one(self.small(x)), self.pooled(pooled), wide], dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_a_streamlined_network_is_the_same_function(rng):
+    torch.manual_seed(0)
+    network = torch.jit.script(Branches().eval())
+    fast = fid.streamline(network)
+    x = torch.randn(2, 3, 12, 10, generator=rng).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(fast(x), network(x), rtol=1e-5, atol=1e-5)
+    kinds = [node.kind() for node in fast.graph.nodes()]
+    assert not {"aten::batch_norm", "aten::contiguous", "aten::to"} & set(kinds)
+    pools = [node for node in fast.graph.nodes() if node.kind() == "aten::avg_pool2d"]
+    behind = [pool.inputsAt(0).node().kind() == "aten::conv2d" for pool in pools]
+    assert sorted(behind) == [False, True]  # one has moved; the one that serves two convolutions has not
 
 
 def test_frechet_distance_of_known_gaussians(rng):
