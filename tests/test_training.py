@@ -261,10 +261,10 @@ def test_a_folder_one_may_not_write_to_is_named_before_training_begins(tmp_path,
     ):
         pass
 
-    def read_only(*_):
+    def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(os, "mkdir", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)  # os.mkdir would not do: Python 3.10 has taken it beforehand
     with pytest.raises(training.TrainingError, match="Read-only file system"), _checkpoint(tmp_path / "drive"):
         pass
     with pytest.raises(training.TrainingError, match="Read-only file system"):
