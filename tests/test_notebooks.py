@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +107,23 @@ def test_stored_outputs_are_whole_and_clean(path):
     text = json.dumps([o.get("text", "") or {k: v for k, v in o["data"].items() if k != "image/png"} for o in outputs])
     assert not re.search(r"/(root|home|tmp|work|Users|usr)/|[A-Z]:\\\\", text)
     assert "demo" not in text, "the stored outputs come from real data"
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_run_all_twice_in_one_kernel_with_the_studies_of_the_cards(path, tmp_path, monkeypatch):
+    """On demo data without a GPU, as README's first command has it, the long studies are shown, not made."""
+    for name in ("DATA", "DATA_ROOT", "TRAIN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(ROOT)
+    settings = _settings(path)
+    mocks = settings["metadata"]["nbmake"]["mock"] | {"MEASURE": "no", "RUNS": str(tmp_path)}
+    kernel, cells = {"__name__": "__main__"}, _code(path)
+    for cell in [*cells, *cells]:
+        exec(compile(cell["source"], path.name, "exec"), kernel)
+        if cell == settings:
+            kernel |= mocks
+    plt.close("all")
 
 
 def test_the_colab_cell_is_the_same_everywhere():
