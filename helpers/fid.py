@@ -1,7 +1,8 @@
 """Fréchet Inception distance (Heusel et al. 2017), the way clean-fid measures it (Parmar et al. 2022).
 
 The resizing and the network are clean-fid's, each brought into a form that computes the same faster; features are
-computed in this process, without folders of PNGs; the distance is computed in float64 with eigh, which needs no `scipy.linalg.sqrtm` and is never complex.
+computed in this process, without folders of PNGs; the distance is computed in float64 with eigh, which needs no
+`scipy.linalg.sqrtm` and is never complex.
 """
 
 from __future__ import annotations
