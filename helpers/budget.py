@@ -17,11 +17,6 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def parameter_table(module: nn.Module) -> list[tuple[str, tuple[int, ...], int]]:
-    """One row (name, shape, count) per parameter; the counts add up to `count_parameters(module)`."""
-    return [(name, tuple(p.shape), p.numel()) for name, p in module.named_parameters()]
-
-
 class Budget:
     """Limits on parameters and optimiser steps, with a count of the steps really taken.
 
