@@ -41,6 +41,7 @@ def prose():
     def over(card, key):
         return mean(row[key] for row in card["seeds"])
 
+    assert {key for key, value in paper["settings"].items() if value != best["settings"][key]} == {"lr"}  # one recipe
     spreads = " and ".join(f"{over(card, 'test_accuracy_std_over_batches'):.1%}" for card in (paper, best))
     return [
         f"{paper['settings']['lr']} and {best['settings']['lr']})",
