@@ -176,10 +176,12 @@ def _unpack_addnist(archive: Path, files: dict[str, Path]) -> None:
             for name, path in files.items():
                 data = bundle.read(members[f"{name}.npy"])
                 _read_npy(data, name)
-                _write(path, data)
+                write_atomically(path, data)
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         archive.unlink()
         raise DataError("the AddNIST zip is damaged and was deleted: run this again to download it anew.") from error
+    except OSError as error:
+        raise DataError(f"could not write {path.name} ({error.strerror}): free some space and run again.") from error
     archive.unlink()
 
 
@@ -369,14 +371,16 @@ def download(url: str, path: Path, *, hint: str, sha256: str | None = None) -> N
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
 
 
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of `data` or nothing: write beside the target, flush to disk, rename. Raises OSError."""
+    part = path.with_name(f"{path.name}.part")  # left behind by a killed process, the next one overwrites it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"could not write {path.name} ({error.strerror}): free some space and run again.") from error
     finally:
         with suppress(OSError):
             part.unlink()

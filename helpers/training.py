@@ -8,9 +8,7 @@ import hashlib
 import io
 import json
 import math
-import os
 import platform
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,6 +16,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from helpers.classifiers import DigitSumClassifier, PaperClassifier
+from helpers.data import write_atomically
 from helpers.diffusion import Denoiser
 from helpers.unet import UNet
 
@@ -178,22 +177,12 @@ def check_finite(loss: Tensor, step: int) -> None:
 # --- checkpoints ------------------------------------------------------------------------------------------------
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    """All of `data` or nothing: write beside the target, flush to disk, rename."""
-    part = path.with_name(f"{path.name}.part")  # left behind by a killed process, the next one overwrites it
+def _write(path: Path, data: bytes) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        write_atomically(path, data)
     except OSError as error:
         raise TrainingError(f"could not write {path.name} ({error.strerror}): free some space or choose another RUNS "
                             "folder. The previous file is untouched.") from error  # fmt: skip
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _load(data: bytes, name: str) -> dict:
@@ -262,7 +251,7 @@ class Checkpoint:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getvalue()
-        _write_atomically(self.path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+        _write(self.path, hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
         self.saved = step
 
     def resume(self) -> tuple[int, Tensor | None]:
@@ -309,14 +298,14 @@ def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -
     folder = Path(folder)
     buffer = io.BytesIO()
     torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
-    _write_atomically(folder / f"{name}.pt", buffer.getvalue())
+    _write(folder / f"{name}.pt", buffer.getvalue())
     return save_card(name, {**card, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}, folder)
 
 
 def save_card(name: str, card: dict, folder: str | Path) -> Path:
     """Write the result card folder/name.json and return its path."""
     path = Path(folder) / f"{name}.json"
-    _write_atomically(path, (json.dumps({"name": name, **card}, indent=1) + "\n").encode())
+    _write(path, (json.dumps({"name": name, **card}, indent=1) + "\n").encode())
     return path
 
 
@@ -331,13 +320,14 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
 def load_weights(name: str, folder: str | Path = WEIGHTS) -> tuple[nn.Module, dict]:
     """A trained network in eval mode and its result card.
 
-    name: "classifier_paper", "classifier_best" or "diffusion" (a `Denoiser`). Raises TrainingError when the files
-    are missing, damaged or of another architecture.
+    name: "classifier_paper", "classifier_best", or for a `Denoiser` "diffusion", "diffusion_paper". Raises
+    TrainingError when the files are missing, damaged or of another architecture.
     """
     makers = {
         "classifier_paper": PaperClassifier,
         "classifier_best": DigitSumClassifier,
         "diffusion": lambda: Denoiser(UNet(), card["settings"]["prediction"]),
+        "diffusion_paper": lambda: Denoiser(UNet(), card["settings"]["prediction"]),
     }
     if name not in makers:
         raise ValueError(f"unknown weights {name!r}: choose one of {', '.join(makers)}")

@@ -246,7 +246,7 @@ def test_a_failed_save_keeps_the_previous_one(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(training.TrainingError, match=r"No space left.*free some space"):
         checkpoint.save(6, torch.zeros(3))
     assert _checkpoint(tmp_path).resume()[0] == 5
