@@ -54,6 +54,17 @@ def _settings(path):
     return cell
 
 
+def _run(path, cells, **changes):
+    """Execute cells with the settings nbmake mocks, and further changes to them; returns the kernel's names."""
+    settings, kernel = _settings(path), {"__name__": "__main__"}
+    for cell in cells:
+        exec(compile(cell["source"], path.name, "exec"), kernel)
+        if cell == settings:
+            kernel |= settings["metadata"]["nbmake"]["mock"] | changes
+    plt.close("all")
+    return kernel
+
+
 def test_there_are_three():
     assert [path.stem for path in NOTEBOOKS] == list(FULL_SIZE)
 
@@ -116,14 +127,19 @@ def test_run_all_twice_in_one_kernel_with_the_studies_of_the_cards(path, tmp_pat
     for name in ("DATA", "DATA_ROOT", "TRAIN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
-    settings = _settings(path)
-    mocks = settings["metadata"]["nbmake"]["mock"] | {"MEASURE": "no", "RUNS": str(tmp_path)}
-    kernel, cells = {"__name__": "__main__"}, _code(path)
-    for cell in [*cells, *cells]:
-        exec(compile(cell["source"], path.name, "exec"), kernel)
-        if cell == settings:
-            kernel |= mocks
-    plt.close("all")
+    cells = _code(path)
+    _run(path, [*cells, *cells], MEASURE="no", RUNS=str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA", "demo")
+    cells = _code(NOTEBOOKS[0])
+    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
+    kernel, moved = _run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), []
+    kernel["jitter"] = lambda x, settings: moved.append(settings["degrees"]) or x
+    kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
+    assert moved == [kernel["DEGREES"]] * 18
 
 
 def test_the_colab_cell_is_the_same_everywhere():
