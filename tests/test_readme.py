@@ -71,21 +71,44 @@ def recipe_rows():
     ]
 
 
+def recipe_against_recipe_rows():
+    """The rows of README's table of the report's recipe and ours on one network."""
+    report, sweep, ours = (load_card(name) for name in ("diffusion_paper", "diffusion_sweep", "diffusion"))
+    assert (report["steps"], report["settings"]["batch"]) == (ours["steps"], ours["settings"]["batch"])
+    assert (report["samples"], report["images"]) == (sweep["samples"], sweep["images"])
+    default = sweep["rows"][0]
+    unguided = next(r for r in sweep["rows"] if r["guidance"] == 1.0 and r["steps"] == default["steps"])
+    rows = {f"the report's recipe, {name}": row for name, row in report["rows"].items()}
+    rows |= {"our recipe, no guidance": unguided, "our recipe": default}
+    return [f"| {name} | {row['evaluations']:,} | {row['fid']:.2f} |" for name, row in rows.items()] + [
+        f"{report['steps']:,} steps of {report['settings']['batch']}; {report['samples']:,} drawings against "
+        f"{report['images']:,} held-out"
+    ]
+
+
 def interpolation_rows():
     """The rows of README's table of ways to interpolate, and its sentences on them."""
     card = load_card("interpolation")
     columns = ("length", "largest_over_mean_step")
     rows, middles, inversion = card["smoothness"]["rows"], card["middles"], card["inversion"]
     older = card["weights_sha256"] != load_card("diffusion")["sha256"]
-    ratio = rows["deterministic, slerp"]["length"] / rows["ancestral, fresh noise, label switches"]["length"]
+    more = card["smoothness"]["rows_with_more_frames"]
+    frames, (report, glide) = card["settings"]["rows"], more
+    ratios = [of[glide]["length"] / of[report]["length"] for of in (rows, more)]
+    growth = [more[name]["length"] / rows[name]["length"] for name in (report, glide)]
+    both, noise = middles["rows"]["noise and class"], middles["rows"]["noise only"]
     return [
         f"| {name} | " + " | ".join(f"{row[c]:.2f} ± {row[c + '_std_over_pairs']:.2f}" for c in columns) + " |"
         for name, row in rows.items()
     ] + [
         f"at guidance {card['settings']['guidance']:.0f})",
-        f"{ratio:.2f} times as long as the report's way",
-        f"features lie {middles['midpoints, slerp']:.2f} from those of real test images, its end points' "
-        f"{middles['end points']:.2f}, and the straight line's midpoints' {middles['midpoints, lerp']:.2f}",
+        f"{ratios[0]:.2f} times as long as the report's way at {frames} frames, "
+        f"{ratios[1]:.2f} times at {2 * frames - 1}",
+        f"the report's way grows by {growth[0] - 1:.0%} and the glide by {growth[1] - 1:.0%}",
+        f"from those of real test images, its end points' {both['end points']:.2f}, and the straight line's midpoints' "
+        f"{both['midpoints, lerp']:.2f}",
+        f"features lie {both['midpoints, slerp']:.2f}",
+        f"{noise['midpoints, slerp']:.2f}, {noise['end points']:.2f} and {noise['midpoints, lerp']:.2f}",
         f"come back at {inversion['psnr']:.1f} dB ({inversion['n']} images)",
         *["measured with earlier weights"] * older,
     ]
@@ -119,7 +142,16 @@ def speed_prose():
 
 
 @pytest.mark.parametrize(
-    "rows", [table_rows, prose, ablation_rows, recipe_rows, interpolation_rows, speed_rows, speed_prose]
+    "rows",
+    [
+        table_rows,
+        prose,
+        ablation_rows,
+        recipe_rows,
+        interpolation_rows,
+        speed_rows,
+        speed_prose,
+    ],
 )
 def test_figures_are_the_cards(rows):
     for row in rows():
