@@ -148,6 +148,7 @@ def speed_prose():
         prose,
         ablation_rows,
         recipe_rows,
+        recipe_against_recipe_rows,
         interpolation_rows,
         speed_rows,
         speed_prose,
