@@ -11,6 +11,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
+
+from helpers import training
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
@@ -140,6 +143,35 @@ def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, m
     kernel["jitter"] = lambda x, settings: moved.append(settings["degrees"]) or x
     kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
     assert moved == [kernel["DEGREES"]] * 18
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_cell_that_comes_too_early_misses_a_name_and_leaves_nothing(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    imports = next(cell for cell in _code(path) if "from helpers import" in cell["source"])
+    too_early = 0
+    for cell in _code(path):
+        kernel = {"__name__": "__main__"}
+        exec(compile(imports["source"], path.name, "exec"), kernel)
+        try:
+            exec(compile(cell["source"], path.name, "exec"), kernel)
+        except NameError:
+            too_early += 1
+    assert too_early > len(_code(path)) / 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_diffusion_loop_trains_in_float16_as_on_a_card_without_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA", "demo")
+    cells = _code(NOTEBOOKS[1])
+    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
+    kernel = _run(NOTEBOOKS[1], cells[: end + 1], RUNS=str(tmp_path))
+    kernel["amp"] = torch.float16
+    _, history, certificate = kernel["train"](steps=2, batch=2)
+    assert history[0].isfinite().all()
+    assert certificate["steps"] == 2  # none was skipped: the loss was scaled into float16's range
+    state = training._load(next(tmp_path.rglob("*.ckpt")).read_bytes().partition(b"\n")[2], "checkpoint")
+    assert state["parts"]["scaler"]["scale"] == 2.0**16
 
 
 def test_the_colab_cell_is_the_same_everywhere():
