@@ -239,8 +239,12 @@ def error_sizes(labels: Tensor, predictions: Tensor, title: str) -> Figure:
     off = (predictions - labels)[predictions != labels]
     figure, axes = _figure(size=(6.5, 2.4))
     values, counts = off.unique(return_counts=True)
-    axes[0][0].bar(values.numpy(), (counts / len(labels)).numpy(), color=BLUE)
-    axes[0][0].set(xlabel="answer - true label", ylabel="share of all", title=title)
+    axis = axes[0][0]
+    axis.bar(values.numpy(), (counts / len(labels)).numpy(), color=BLUE)
+    axis.set(xlabel="answer - true label", ylabel="share of all", title=title)
+    if len(off) == 0:
+        axis.set(xticks=[0], yticks=[0])
+        axis.text(0.5, 0.5, "none", transform=axis.transAxes)
     return figure
 
 

@@ -62,6 +62,8 @@ def test_error_sizes():
     figure = plots.error_sizes(torch.tensor([3, 3, 3, 3]), torch.tensor([3, 4, 4, 1]), "t")
     bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in figure.axes[0].patches}
     assert bars == pytest.approx({-2: 0.25, 1: 0.5})
+    figure = plots.error_sizes(torch.tensor([3, 3]), torch.tensor([3, 3]), "t")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["none"]
 
 
 def test_lines():
