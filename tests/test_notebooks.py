@@ -191,10 +191,9 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
     cell = next(c["source"] for c in _code(NOTEBOOKS[0]) if "google.colab" in c["source"])
     program = f"import google.colab\n{cell}\nimport helpers.budget\nprint(helpers.budget.__file__)"
     environment = {**os.environ, "REPOSITORY": origin.as_uri(), "PYTHONPATH": str(stand_in)}
-    for _ in range(2):  # the second time, in the folder where the first ended, nothing is fetched again
+    for folder in (session, session / "bundle", session):  # at first, run again, and in a restarted kernel
         done = subprocess.run(
-            [sys.executable, "-c", program], cwd=session, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        session = tmp_path / "content" / "bundle"
-        assert Path(done.stdout.strip()) == session / "helpers" / "budget.py"
+        assert Path(done.stdout.strip()) == session / "bundle" / "helpers" / "budget.py"
