@@ -94,21 +94,21 @@ def interpolation_rows():
     older = card["weights_sha256"] != load_card("diffusion")["sha256"]
     more = card["smoothness"]["rows_with_more_frames"]
     frames, (report, glide) = card["settings"]["rows"], more
+    fids = {name: row["fid"] for name, row in middles["rows"].items()}
     ratios = [of[glide]["length"] / of[report]["length"] for of in (rows, more)]
     growth = [more[name]["length"] / rows[name]["length"] for name in (report, glide)]
-    both, noise = middles["rows"]["noise and class"], middles["rows"]["noise only"]
     return [
         f"| {name} | " + " | ".join(f"{row[c]:.2f} ± {row[c + '_std_over_pairs']:.2f}" for c in columns) + " |"
         for name, row in rows.items()
     ] + [
+        *[f"| {name} | {row['fid']:.2f} | {row['mean_distance']:.2f} |" for name, row in middles["rows"].items()],
+        f"noise loses nothing (FID {1 - fids['slerp of noise'] / fids['starting points']:.0%} lower)",
+        f"costs {fids['slerp of noise and class'] / fids['starting points'] - 1:.0%}:",
+        f"midpoints of {middles['images_each']:,} pairs, one a pair, against {middles['test_images']:,} test images",
         f"at guidance {card['settings']['guidance']:.0f})",
         f"{ratios[0]:.2f} times as long as the report's way at {frames} frames, "
         f"{ratios[1]:.2f} times at {2 * frames - 1}",
         f"the report's way grows by {growth[0] - 1:.0%} and the glide by {growth[1] - 1:.0%}",
-        f"from those of real test images, its end points' {both['end points']:.2f}, and the straight line's midpoints' "
-        f"{both['midpoints, lerp']:.2f}",
-        f"features lie {both['midpoints, slerp']:.2f}",
-        f"{noise['midpoints, slerp']:.2f}, {noise['end points']:.2f} and {noise['midpoints, lerp']:.2f}",
         f"come back at {inversion['psnr']:.1f} dB ({inversion['n']} images)",
         *["measured with earlier weights"] * older,
     ]
