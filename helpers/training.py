@@ -284,7 +284,8 @@ def thin(values: Tensor, every: int) -> list[float]:
 def environment(device: torch.device) -> dict:
     """The versions, device and date that a result card records."""
     chip = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} {device.type}"
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
     return {
         "device": chip + threads,
         "python": platform.python_version(),
