@@ -119,6 +119,14 @@ def test_frechet_distance_equals_the_textbook_formula(rng):
     assert fid.frechet_distance(a, b) == pytest.approx(fid.frechet_distance(b, a), rel=1e-8)
 
 
+def test_mean_distance_is_free_of_chance(rng):
+    a, b = torch.randn(2, 50, 1000, generator=rng)
+    chance = float((a.mean(0) - b.mean(0)).norm())  # about √(2·1000 / 50) = 6.3, though the true means are one
+    assert fid.mean_distance(a, b) < 2 < 6 < chance
+    assert fid.mean_distance(a, b + 5 / 1000**0.5) == pytest.approx(5, rel=0.1)  # alone, chance would make it 8.1
+    assert fid.mean_distance(a, a) == 0
+
+
 def test_fewer_samples_than_features(rng):
     a, b = torch.randn(2, 10, 64, generator=rng)
     assert np.isfinite(fid.frechet_distance(a, b))
@@ -128,11 +136,12 @@ def test_fewer_samples_than_features(rng):
 def test_bad_input_is_refused():
     with pytest.raises(TypeError, match="uint8"):
         fid.features(torch.rand(2, 3, 32, 32))
-    with pytest.raises(ValueError, match="NaN"):
-        fid.frechet_distance(torch.full((4, 2), float("nan")), torch.zeros(4, 2))
-    for bad in (torch.zeros(4), torch.zeros(1, 2), torch.zeros(4, 3)):
-        with pytest.raises(ValueError, match="expected features"):
-            fid.frechet_distance(bad, torch.zeros(4, 2))
+    for distance in (fid.frechet_distance, fid.mean_distance):
+        with pytest.raises(ValueError, match="NaN"):
+            distance(torch.full((4, 2), float("nan")), torch.zeros(4, 2))
+        for bad in (torch.zeros(4), torch.zeros(1, 2), torch.zeros(4, 3)):
+            with pytest.raises(ValueError, match="expected features"):
+                distance(bad, torch.zeros(4, 2))
 
 
 def test_a_damaged_network_file_is_not_opened(tmp_path):
