@@ -32,6 +32,8 @@ def table_rows():
         f"| steps (limit 50,000) | 50,000 | {diffusion['steps']:,}, batch {diffusion['settings']['batch']}, "
         f"on a CPU in {diffusion['seconds'] / 60:.0f} min |",
         f"| notebook 2, *Training* | {diffusion['steps']:,} |",
+        f"cycles of {diffusion['settings']['steps']:,} steps of batch {diffusion['settings']['batch']} on CPUs",
+        f"come from {diffusion['steps']:,} steps at batch {diffusion['settings']['batch']} on CPUs",
         f"| notebook 2, *The FID* | {metrics['fid']:.2f} (n = {metrics['n']:,}) |",
     ]
 
