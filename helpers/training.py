@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from helpers.classifiers import DigitSumClassifier, PaperClassifier
 from helpers.data import write_atomically
@@ -100,39 +101,53 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         matrices, rest = self.param_groups
-        for weight in matrices["params"]:
-            if weight.grad is None:
-                continue
+        weights, gradients, (averages,) = self._with_state(matrices, "average")
+        torch._foreach_lerp_(averages, gradients, 0.05)  # momentum 0.95
+        ahead = torch._foreach_lerp(gradients, averages, 0.95)  # Nesterov's look ahead
+        updates = orthogonalise([matrix.flatten(1) for matrix in ahead])
+        for weight, update in zip(weights, updates, strict=True):
+            weight.sub_(update.reshape(weight.shape), alpha=matrices["lr"] * 0.2 * max(update.shape) ** 0.5)
+
+        weights, gradients, (averages, squares) = self._with_state(rest, "average", "square")
+        steps = [self.state[weight]["steps"] for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 0.1)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 0.01)
+        spreads = torch._foreach_sqrt(squares)
+        torch._foreach_div_(spreads, [(1 - 0.99**n) ** 0.5 for n in steps])
+        torch._foreach_add_(spreads, 1e-8)
+        torch._foreach_addcdiv_(weights, averages, spreads, [-rest["lr"] / (1 - 0.9**n) for n in steps])
+
+    def _with_state(self, group: dict, *names: str) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+        """A group's parameters that have a gradient, the gradients, and their state by name, zero at first."""
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        for weight in weights:
             state = self.state[weight]
             if not state:
-                state["average"] = torch.zeros_like(weight)
-            average = state["average"].lerp_(weight.grad, 0.05)  # momentum 0.95
-            update = orthogonalise(weight.grad.lerp(average, 0.95).flatten(1))  # Nesterov's look ahead
-            weight.sub_(matrices["lr"] * 0.2 * max(update.shape) ** 0.5 * update.view_as(weight))
-        for parameter in rest["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state.update(average=torch.zeros_like(parameter), square=torch.zeros_like(parameter), steps=0)
+                state.update({name: torch.zeros_like(weight) for name in names}, steps=0)
             state["steps"] += 1
-            average = state["average"].lerp_(parameter.grad, 0.1)
-            square = state["square"].lerp_(parameter.grad.square(), 0.01)
-            spread = (square / (1 - 0.99 ** state["steps"])).sqrt() + 1e-8
-            parameter.sub_(rest["lr"] / (1 - 0.9 ** state["steps"]) * average / spread)
+        return weights, [w.grad for w in weights], [[self.state[w][name] for w in weights] for name in names]
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """The matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
+def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
+    """Each matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
 
-    Source: the quintic polynomial of Jordan et al. 2024.
+    Matrices with the same number of rows (or columns, where those are fewer) go together, padded with columns of
+    zeros, which stay zero and change no singular value. Source: the quintic polynomial of Jordan et al. 2024.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
-    for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return x if wide is matrix else x.T
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
+    out = list(matrices)
+    for rows in {len(matrix) for matrix in wide}:
+        group = [i for i, matrix in enumerate(wide) if len(matrix) == rows]
+        columns = max(wide[i].shape[1] for i in group)
+        x = torch.stack([F.pad(wide[i], (0, columns - wide[i].shape[1])) for i in group])
+        x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        for i, matrix in zip(group, x, strict=True):
+            found = matrix[:, : wide[i].shape[1]]
+            out[i] = found if wide[i] is matrices[i] else found.T
+    return out
 
 
 class EMA:
