@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.speed [DATA_ROOT]        (once: pip install diffusers, for the library's U-Net)
 
-Each case runs in a process of its own, so that its peak memory is its own, and the cases take turns, three rounds.
+The cases take turns, three rounds. On a CPU each runs in a process of its own, so that its peak memory is its own.
 Without a DATA_ROOT that holds the FID network, the FID cases are left out. Writes weights/speed.json.
 """
 
@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import data, diffusion, fid, training, unet
+from helpers import data, diffusion, fid, plots, training, unet
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3
@@ -61,11 +62,17 @@ def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
         exec(source, names)
         if "PARAMETER_LIMIT = " in source:  # the settings cell
             names |= {"COMPILE": compiled, "SAVE_EVERY": 10_000}
-    names["RUNS"] = tempfile.mkdtemp()
-    names["unet"].UNet = net
-    names["plots"].LiveCurves = lambda *_: lambda *_: None
-    _, history, _ = names["train"](steps=WARM + TIMED, batch=BATCH)
-    return BATCH * TIMED / float(history[1, WARM:].sum())
+    names["RUNS"], marks, seed_step = tempfile.mkdtemp(), {}, data.seed_step
+
+    def marked(seed, step):
+        if step in (WARM, WARM + TIMED):
+            marks[step] = synchronised()
+        seed_step(seed, step)
+
+    quiet = mock.patch.object(plots, "LiveCurves")
+    with mock.patch.object(unet, "UNet", net), mock.patch.object(data, "seed_step", marked), quiet:
+        names["train"](steps=WARM + TIMED + 1, batch=BATCH)
+    return BATCH * TIMED / (marks[WARM + TIMED] - marks[WARM])
 
 
 def usual_loop() -> float:
@@ -169,8 +176,8 @@ def clean_fids_features() -> float:
     """clean-fid's own way: a folder of PNGs, its loader, the same network as it was published."""
     from cleanfid.fid import get_folder_features
 
-    fid.streamline = lambda network: network
-    network, images = fid.load_network(os.environ["DATA_ROOT"], DEVICE), fid_images()
+    with mock.patch.object(fid, "streamline", lambda network: network):
+        network, images = fid.load_network(os.environ["DATA_ROOT"], DEVICE), fid_images()
     workers = {"num_workers": os.cpu_count(), "verbose": False, "device": DEVICE}
     fid.features(images[:20], network, device=DEVICE)
 
@@ -197,15 +204,12 @@ CASES = {
 
 
 def main(root: str | None) -> None:
+    os.environ |= {"DATA": "demo", "DATA_ROOT": root or ""}
     names = [name for name in CASES if root or "features" not in name]
     rates, memory = {name: [] for name in names}, {}
     for _ in range(ROUNDS):
         for name in names:
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.benchmarks.speed", "--case", name], cwd=ROOT, check=True,
-                capture_output=True, text=True, env={**os.environ, "DATA": "demo", "DATA_ROOT": root or ""},
-            )  # fmt: skip
-            rate, memory[name] = json.loads(done.stdout.splitlines()[-1])
+            rate, memory[name] = measure(name) if GPU else in_a_process(name)
             rates[name].append(rate)
             print(f"{name:36}{rate:12.2f} images/s{memory[name]:10.0f} MiB", flush=True)
     rows = {
@@ -220,12 +224,26 @@ def main(root: str | None) -> None:
     training.save_card("speed", {**about, "rows": rows, **training.environment(DEVICE)}, training.WEIGHTS)
 
 
-def one(case: str) -> None:
+def measure(case: str) -> tuple[float, float]:
+    """Images/s of a case, and its peak memory in MiB."""
+    if GPU:
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with contextlib.redirect_stdout(sys.stderr):
         rate = CASES[case]()
     peak = torch.cuda.max_memory_allocated() if GPU else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps([rate, peak / 2**20]))
+    return rate, peak / 2**20
+
+
+def in_a_process(case: str) -> tuple[float, float]:
+    command = [sys.executable, "-m", "tests.benchmarks.speed", "--case", case]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
-    one(sys.argv[2]) if sys.argv[1:2] == ["--case"] else main(*(sys.argv[1:] or [None]))
+    if sys.argv[1:2] == ["--case"]:
+        print(json.dumps(measure(sys.argv[2])))
+    else:
+        main(*(sys.argv[1:] or [None]))
