@@ -53,8 +53,9 @@ def seed_step(seed: int, step: int) -> None:
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+def _epoch_order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """An order of 0…count - 1, the same on every device; there once an epoch, so that no step waits for a copy."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
 
 
 def batch(images: Tensor, labels: Tensor, size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,7 @@ def batch(images: Tensor, labels: Tensor, size: int, seed: int, step: int) -> tu
     if not 1 <= size <= count:
         raise ValueError(f"batch size must be in 1…{count}, got {size}")
     epoch, position = divmod(step, count // size)
-    index = _epoch_order(count, seed, epoch)[position * size : (position + 1) * size].to(images.device)
+    index = _epoch_order(count, seed, epoch, images.device)[position * size : (position + 1) * size]
     return images[index], labels[index]
 
 

@@ -119,7 +119,7 @@ def loss(denoiser: Denoiser, images: Tensor, labels: Tensor, *, label_dropout: f
         sigma = (torch.randn(len(x0), device=x0.device) * 1.2 - 1.2).exp()
     if label_dropout:
         dropped = torch.rand(len(labels), device=labels.device) < label_dropout
-        labels = torch.where(dropped, denoiser.net.classes, labels)
+        labels = labels.masked_fill(dropped, denoiser.net.classes)
     noisy = x0 + sigma[:, None, None, None] * torch.randn_like(x0)
     weight = denoiser.coefficients(sigma)[1] ** -2
     error = (denoiser(noisy, sigma, labels) - x0).square().mean(dim=(1, 2, 3))
