@@ -23,7 +23,7 @@ def _seed_box(value: int) -> w.BoundedIntText:
 
 
 def _guidance_slider(value: float) -> w.FloatSlider:
-    return w.FloatSlider(value=value, min=1, max=6, step=0.5, description="guidance", continuous_update=False)
+    return w.FloatSlider(value=value, min=1, max=6, step=0.25, description="guidance", continuous_update=False)
 
 
 def walk_explorer(

@@ -30,10 +30,9 @@ def table_rows():
         f"| CIFAR-100, class-conditional diffusion: FID | 91.78 | **{metrics['fid']:.2f}**² (n = {metrics['n']:,}) |",
         f"| parameters (limit 1,000,000) | 948,856 | {diffusion['parameters']:,} |",
         f"| steps (limit 50,000) | 50,000 | {diffusion['steps']:,}, batch {diffusion['settings']['batch']}, "
-        f"on a CPU in {diffusion['seconds'] / 60:.0f} min |",
+        f"on one {diffusion['device']} in {diffusion['seconds'] / 60:.0f} min |",
         f"| notebook 2, *Training* | {diffusion['steps']:,} |",
-        f"cycles of {diffusion['settings']['steps']:,} steps of batch {diffusion['settings']['batch']} on CPUs",
-        f"come from {diffusion['steps']:,} steps at batch {diffusion['settings']['batch']} on CPUs",
+        f"trained on {diffusion['steps'] * diffusion['settings']['batch'] / diffusion['seconds']:,.0f} images/s there",
         f"| notebook 2, *The FID* | {metrics['fid']:.2f} (n = {metrics['n']:,}) |",
     ]
 
@@ -107,7 +106,7 @@ def interpolation_rows():
         f"noise loses nothing (FID {1 - fids['slerp of noise'] / fids['starting points']:.0%} lower)",
         f"costs {fids['slerp of noise and class'] / fids['starting points'] - 1:.0%}:",
         f"midpoints of {middles['images_each']:,} pairs, one a pair, against {middles['test_images']:,} test images",
-        f"at guidance {card['settings']['guidance']:.0f})",
+        f"at guidance {card['settings']['guidance']:g})",
         f"{ratios[0]:.2f} times as long as the report's way at {frames} frames, "
         f"{ratios[1]:.2f} times at {2 * frames - 1}",
         f"the report's way grows by {growth[0] - 1:.0%} and the glide by {growth[1] - 1:.0%}",
