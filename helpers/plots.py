@@ -122,7 +122,8 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, windo
     """One panel a quantity, one line a run; runs maps run -> quantity -> values, NaN where not reached.
 
     every: the number of steps between two values. Thin lines are the values, thick ones their running mean over
-    `window` steps.
+    `window` steps. The height is that of what follows the first 2% of a run, which are so steep that they would
+    flatten the rest.
     """
     quantities = list(dict.fromkeys(q for run in runs.values() for q in run))
     figure, axes = _figure(1, len(quantities), (4.2 * len(quantities), 2.9))
@@ -137,6 +138,11 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, windo
             thin = seen[:: max(1, len(seen) // 2000)]
             axis.plot(((thin + 1) * every).numpy(), values[thin].numpy(), color=colour, alpha=0.2, linewidth=0.5)
             axis.plot(((seen + 1) * every).numpy(), mean[seen].numpy(), color=colour, linewidth=1.6, label=name)
+        settled = torch.cat([run[quantity][len(run[quantity]) // 50 :] for run in runs.values() if quantity in run])
+        settled = settled[settled.isfinite()].double()
+        if len(settled) > 1 and settled.min() < settled.max():
+            low, high = settled.min().item(), settled.max().item()
+            axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
         axis.set_title(quantity)
         axis.set_xlabel("optimisation step")
     if len(runs) > 1:
