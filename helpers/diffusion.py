@@ -184,15 +184,11 @@ def heun_steps(denoise: Callable[[Tensor, float], Tensor], x: Tensor, path: Tens
         yield x
 
 
-def multistep_steps(
-    denoise: Callable[[Tensor, float], Tensor], x: Tensor, path: Tensor, *, eta: float = 0.0, noise: Callable = None
-) -> Iterator[Tensor]:
+def multistep_steps(denoise: Callable[[Tensor, float], Tensor], x: Tensor, path: Tensor) -> Iterator[Tensor]:
     """Yield x after each step along a descending `path` of DPM-Solver++ (2M) for the equation of `heun_steps`.
 
     Second order as well, with one evaluation a step: the line through this estimate of the clean image and the last
-    one, over ln σ, stands in for the second evaluation. eta > 0: a share of the noise in x is replaced by fresh
-    noise() in each step (SDE-DPM-Solver++; at 1 the whole reverse diffusion), which washes out earlier errors but
-    needs more steps. Arguments as in `ancestral_steps`. Source: Lu et al. 2022, algorithm 2 and appendix.
+    one, over ln σ, stands in for the second evaluation. Arguments as in `ancestral_steps`. Source: Lu et al. 2022.
     """
     last, last_log_step = None, 0.0
     for sigma, sigma_next in zip(path[:-1].tolist(), path[1:].tolist(), strict=True):
@@ -200,10 +196,7 @@ def multistep_steps(
         target, log_step = clean, math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         if last is not None and sigma_next > 0:
             target = clean + (clean - last) * log_step / (2 * last_log_step)
-        ratio = sigma_next / sigma
-        x = target + ratio ** (1 + eta) * (x - target)
-        if eta > 0 and sigma_next > 0:
-            x = x + sigma_next * math.sqrt(1 - ratio ** (2 * eta)) * noise()
+        x = target + (sigma_next / sigma) * (x - target)
         last, last_log_step = clean, log_step
         yield x
 
@@ -239,9 +232,8 @@ def sample(
     """Draw one image per label -> uint8 (B, 3, 32, 32) on the CPU.
 
     labels int64 (B,) or class embeddings float (B, E). noise float (B, 3, 32, 32), N(0, 1), replaces the one drawn
-    from `seed`. path: decreasing noise levels ending in 0 (default: `karras_path()`). sampler "multistep", "heun" or
-    "ancestral". eta: fresh noise on the way, from `seed` too; 0, and Heun's method always: none, so that the starting
-    noise decides alone; "ancestral" is DDIM at 0 and DDPM at 1. guidance, interval: see `guided`.
+    from `seed`. path: decreasing noise levels ending in 0 (default: `karras_path()`). sampler "multistep" or "heun"
+    (both deterministic) or "ancestral" (with eta: 0 is DDIM, 1 is DDPM). guidance, interval: see `guided`.
     progress(done, total) is called after every batch. Image i is the same whatever the batch size, up to rounding.
     """
     if sampler not in ("multistep", "heun", "ancestral"):
@@ -256,14 +248,13 @@ def sample(
         rows = slice(start, start + batch)
         x = noise[rows].to(device) * float(path[0])
         denoise = guided(denoiser, labels[rows].to(device), guidance, interval)
-        streams = [_generator(seed, i, stream=1) for i in range(start, start + len(x))]
-        fresh = {"eta": eta, "noise": lambda g=streams: _randn(g, 32).to(device)}
         if sampler == "multistep":
-            steps = multistep_steps(denoise, x, path, **fresh)
+            steps = multistep_steps(denoise, x, path)
         elif sampler == "heun":
             steps = heun_steps(denoise, x, path)
         else:
-            steps = ancestral_steps(denoise, x, path, **fresh)
+            streams = [_generator(seed, i, stream=1) for i in range(start, start + len(x))]
+            steps = ancestral_steps(denoise, x, path, eta=eta, noise=lambda g=streams: _randn(g, 32).to(device))
         images.append(to_uint8(deque(steps, maxlen=1).pop()).cpu())
         if progress:
             progress(start + len(x), len(labels))
