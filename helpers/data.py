@@ -301,7 +301,6 @@ def _typeset_digits(train: bool) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-@lru_cache(maxsize=2)
 def _drawn_shapes(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
     """10 shapes × 10 colours on shaded backgrounds: uint8 (100 · per_class, 3, 32, 32) and labels."""
     rng = np.random.default_rng(seed)

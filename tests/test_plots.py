@@ -53,6 +53,14 @@ def test_training_curves_place_values_at_their_steps():
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
 
 
+def test_a_steep_start_does_not_set_the_height_of_training_curves():
+    loss = torch.cat([torch.tensor([90.0, 50.0]), torch.linspace(2, 1, 98)])
+    (axis,) = plots.training_curves({"": {"loss": loss}}).axes
+    low, high = axis.get_ylim()
+    assert 0.8 < low < 1
+    assert 2 < high < 2.2
+
+
 def test_confusion_matrix_rows_are_shares():
     figure = plots.confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3, "t")
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 0]])
