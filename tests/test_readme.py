@@ -82,6 +82,11 @@ def recipe_against_recipe_rows():
     if report["ours"]["sha256"] == sweep["weights_sha256"]:  # then the same figures stand in both cards
         ours = [row for name, row in report["rows"].items() if name.startswith("our recipe")]
         assert all(any(row.items() <= swept.items() for swept in sweep["rows"]) for row in ours)
+    _, reported, unguided, ours = (row["fid"] for row in report["rows"].values())
+    by_training = (reported - unguided) / (reported - ours)
+    assert 0.3 < by_training < 0.4  # README and notebook 2: about a third
+    assert report["metrics"]["fid"] < 91.78 / 2  # README: halves the report's figure, and again
+    assert load_card("diffusion")["metrics"]["fid"] < report["metrics"]["fid"] / 2
     return [f"| {name} | {row['evaluations']:,} | {row['fid']:.2f} |" for name, row in report["rows"].items()] + [
         f"{report['steps']:,} steps of {report['settings']['batch']}; {report['samples']:,} drawings against "
         f"{report['images']:,} held-out"
@@ -138,6 +143,8 @@ def speed_prose():
     def both(name, base):
         return " and ".join(f"{ratio(card, name, base):.1f}" for card in cards) + " times"
 
+    steps = [batch / cards[1]["rows"][f"batch {batch}, 32×32"]["images_per_second"] for batch in (16, 64, 256)]
+    assert max(steps) < 1.15 * min(steps)  # README: a step takes as long whatever the batch
     eager, compiled = (cards[1]["rows"][name] for name in ("notebook loop", "notebook loop, compiled"))
     return [
         f"{both('notebook loop', 'usual loop')} the images of the usual loop",

@@ -54,10 +54,15 @@ def seconds(function, warm: int, timed: int) -> float:
 # --- training ---------------------------------------------------------------------------------------------------
 
 
+def notebook_cells() -> list[str]:
+    """The code cells of notebook 2."""
+    cells = json.loads((ROOT / "02_diffusion.ipynb").read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
 def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
     """Images/s of notebook 2's own loop, its cells executed as they stand."""
-    cells = json.loads((ROOT / "02_diffusion.ipynb").read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    sources = notebook_cells()
     names = {"display": lambda figure: None}
     for source in sources[: 1 + next(i for i, source in enumerate(sources) if "def train(" in source)]:
         exec(source, names)
@@ -155,11 +160,14 @@ def growth(batch: int, size: int) -> float:
 
 
 def sampling() -> float:
-    """Images/s of notebook 2's sampler, as it draws for the FID: 20 steps, 28 evaluations an image."""
+    """Images/s of notebook 2's sampler, as it draws for the FID, by the settings that stand there."""
+    names = {}
+    exec(next(source for source in notebook_cells() if "GUIDANCE = " in source), names)
+    path = diffusion.karras_path(names["SAMPLER_STEPS"])
+    settings = {"path": path, "guidance": names["GUIDANCE"], "interval": names["GUIDANCE_INTERVAL"]}
     denoiser, _ = training.load_weights("diffusion")
     denoiser.to(DEVICE, memory_format=torch.channels_last)
     labels = torch.arange(10_000 if GPU else 64) % 100
-    settings = {"path": diffusion.karras_path(20), "guidance": 3.25, "interval": (0.05, 6.0)}
     amp = training.amp_dtype(DEVICE)
 
     def draw():
