@@ -73,6 +73,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"prediction must be 'edm' or 'epsilon', got {prediction!r}")
         self.net = net
         self.prediction = prediction
+        self.register_buffer("levels", ddpm_sigmas().float(), persistent=False)  # those of "epsilon"
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(c_skip, c_out, c_in) at noise levels sigma, any shape."""
@@ -113,8 +114,7 @@ def loss(denoiser: Denoiser, images: Tensor, labels: Tensor, *, label_dropout: f
     """
     x0 = to_float(images)
     if denoiser.prediction == "epsilon":
-        levels = ddpm_sigmas().float().to(x0.device)
-        sigma = levels[torch.randint(len(levels), (len(x0),), device=x0.device)]
+        sigma = denoiser.levels[torch.randint(len(denoiser.levels), (len(x0),), device=x0.device)]
     else:
         sigma = (torch.randn(len(x0), device=x0.device) * 1.2 - 1.2).exp()
     if label_dropout:

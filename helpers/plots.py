@@ -375,38 +375,56 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
 
 
 def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
-    """The U: a box a block, at its resolution, with skip connections; drawn from the net itself."""
-    figure, axes = _figure(size=(9, 3.6))
-    axis = axes[0][0]
-    left: list[tuple[float, int, str, str]] = [(0.0, 0, "stem", "white")]
-    widths = [level[-1].conv_out.out_channels for level in net.down]
-    ends, x = [], 0.9
-    for level, blocks in enumerate(net.down):
-        for _ in blocks:
-            left.append((x, level, f"block {widths[level]}", "#cfe0f3"))
-            x += 0.9
-        ends.append(x - 0.9)
-    left.append((x, len(widths) - 1, "attention", "#f6dfc5"))
-    x += 0.9
-    starts = {}
-    for level in reversed(range(len(net.up))):
-        starts[level] = x
-        for _ in net.up[level]:
-            left.append((x, level, f"block {widths[level]}", "#cfe0f3"))
-            x += 0.9
-    left.append((x, 0, "head", "white"))
-    for (x0, level0, *_), (x1, level1, *_) in zip(left[:-1], left[1:], strict=True):
-        _arrow(axis, (x0 + 0.5, -1.5 * level0), (x1, -1.5 * level1))
-    for x0, level, text, colour in left:
-        _box(axis, x0, -1.5 * level, 0.5, 1.1, text, colour)
-    for level, x1 in starts.items():
-        _arrow(axis, (ends[level] + 0.25, -1.5 * level + 0.55), (x1 + 0.25, -1.5 * level + 0.55),
+    """The U: a box a block, at its resolution, with its parameters; drawn from the net itself.
+
+    An arc back to a box's own start: the block is used that many times in a row. Dashed: what skips the levels below.
+    """
+
+    def count(*modules: nn.Module) -> int:
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    widths, loops = [level[-1].conv_out.out_channels for level in net.down], net.loops
+    boxes: list[tuple[int, str, str, int, int]] = [(0, "stem", "white", count(net.stem), 1)]  # level, …, turns
+    ends, starts = {}, {}
+    last = len(widths) - 1
+    for level, blocks in [*enumerate(net.down), *reversed(list(enumerate(net.up)))]:
+        down = level not in ends
+        enter = (net.enter_down if down else net.enter_up)[level]
+        if count(enter):
+            boxes.append((level, "1×1", "#f0f0f0", count(enter), 1))
+        starts[level] = len(boxes)
+        for block in blocks:
+            boxes.append((level, f"block {widths[level]}", "#cfe0f3", count(block), loops[level]))
+        if level == last:
+            boxes.append((level, "attention", "#f6dfc5", count(net.attention), loops[level]))
+        if down:
+            ends[level] = len(boxes) - 1
+    boxes.append((0, "head", "white", count(net.norm, net.head), 1))
+
+    figure, axes = _figure(size=(9, 4.2))
+    axis, step, drop = axes[0][0], 0.95, 1.75
+    for i, (level, text, colour, parameters, _) in enumerate(boxes):
+        _box(axis, i * step, -drop * level, 0.5, 1.1, text, colour, f"{parameters:,}")
+        if i:
+            _arrow(axis, ((i - 1) * step + 0.5, -drop * boxes[i - 1][0]), (i * step, -drop * level))
+    for level in range(last):
+        first = starts[level] - (boxes[starts[level] - 1][1] == "1×1")
+        _arrow(axis, (ends[level] * step + 0.5, -drop * level + 0.3), (first * step, -drop * level + 0.3),
                connectionstyle="arc3,rad=-0.12", linestyle="dashed")  # fmt: skip
+    for level, blocks in [*enumerate(net.down), *enumerate(net.up)]:
+        if loops[level] > 1:  # the arc spans every block of a level, and in the middle the attention, too
+            begin = ends[level] - len(blocks) - (level == last) + 1 if blocks is net.down[level] else starts[level]
+            stop = begin + len(blocks) - 1 + (level == last)
+            top = -drop * level + 0.55
+            _arrow(axis, (stop * step + 0.4, top), (begin * step + 0.1, top), connectionstyle="arc3,rad=0.9")
+            above = top + 0.06 + 0.45 * ((stop - begin) * step + 0.3)
+            axis.text((begin + stop) / 2 * step + 0.25, above, f"{loops[level]} times", ha="center", fontsize=7)
     for level in range(len(widths)):
-        axis.text(-0.25, -1.5 * level, f"{size >> level}×{size >> level}", ha="right", va="center", fontsize=8)
-    axis.set(xlim=(-1, x + 0.8), ylim=(-1.5 * len(widths) + 0.5, 1.6))
+        axis.text(-0.25, -drop * level, f"{size >> level}×{size >> level}", ha="right", va="center", fontsize=8)
+    rest = count(net) - sum(parameters for _, _, _, parameters, _ in boxes)
+    axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(widths) + 0.6, 1.7))
     axis.axis("off")
     axis.set_title(
-        "UNet: blocks with their channels; dashed: skip connections; noise level and class enter every block"
+        f"{count(net):,} parameters: the boxes', and {rest:,} that bring noise level and class to every block"
     )
     return figure

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,10 +17,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers import unet
 from helpers.classifiers import DigitSumClassifier, PaperClassifier
 from helpers.data import write_atomically
 from helpers.diffusion import Denoiser
-from helpers.unet import UNet
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
@@ -78,8 +79,9 @@ def lr_factor(step: int, steps: int, *, warmup: int = 0, decay: float = 1.0) -> 
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group this rate; a rate that is a tensor changes in place, so that a recorded step sees it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
 
 
 class Muon(torch.optim.Optimizer):
@@ -96,7 +98,18 @@ class Muon(torch.optim.Optimizer):
         matrices = [weight for weight in layers if min(weight.flatten(1).shape) > 8]
         taken = set(map(id, matrices))
         rest = [parameter for parameter in net.parameters() if id(parameter) not in taken]
-        super().__init__([{"params": matrices}, {"params": rest, "steps": 0}], {"lr": lr})
+        super().__init__([{"params": matrices}, {"params": rest}], {"lr": lr, "steps": 0})
+        self._numbers_to_device()
+
+    def _numbers_to_device(self) -> None:
+        """Rate and count become tensors beside the weights, so that a step recorded once reads them each time."""
+        for group in self.param_groups:
+            for name in ("lr", "steps"):
+                group[name] = torch.tensor(float(group[name]), device=group["params"][0].device)
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._numbers_to_device()
 
     @torch.no_grad()
     def step(self) -> None:
@@ -151,6 +164,40 @@ def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
             found = matrix[:, : wide[i].shape[1]]
             out[i] = found if wide[i] is matrices[i] else found.T
     return out
+
+
+def recorded(function: Callable[..., Tensor | None], device: torch.device, warm_up: int = 3) -> Callable:
+    """`function` as one CUDA graph, so that the GPU never waits for Python to name a kernel; off the GPU, itself.
+
+    function(*tensors) -> a tensor or None. Its first calls run as they are, the next one is recorded, and from then on
+    the recording is played. A recording knows addresses, not names: whatever the function uses besides its arguments
+    (weights, gradients, an optimiser's state) must be tensors on the device that stay in their places, and the result
+    is overwritten by the next call. Random numbers are new each time and follow `torch.manual_seed`.
+    Source: PyTorch's documentation of CUDA graphs, "whole-network capture".
+    """
+    if device.type != "cuda":
+        return function
+    stream, calls, graph, places, result = torch.cuda.Stream(), 0, torch.cuda.CUDAGraph(), (), None
+
+    def call(*tensors: Tensor) -> Tensor | None:
+        nonlocal calls, places, result
+        calls += 1
+        if calls <= warm_up:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                result = function(*tensors)
+            torch.cuda.current_stream().wait_stream(stream)
+            return result
+        if calls == warm_up + 1:
+            places = tuple(tensor.clone() for tensor in tensors)
+            with torch.cuda.graph(graph):
+                result = function(*places)
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        return result
+
+    return call
 
 
 class EMA:
@@ -339,15 +386,17 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
 def load_weights(name: str, folder: str | Path = WEIGHTS) -> tuple[nn.Module, dict]:
     """A trained network in eval mode and its result card.
 
-    name: "classifier_paper", "classifier_best", or for a `Denoiser` "diffusion", "diffusion_paper". Raises
-    TrainingError when the files are missing, damaged or of another architecture.
+    name: "classifier_paper", "classifier_best", or for a `Denoiser` "diffusion", "diffusion_plain" (the network without
+    loops), "diffusion_paper" (that one by the plain DDPM recipe). Raises TrainingError when the files are missing,
+    damaged or of another architecture.
     """
-    makers = {
-        "classifier_paper": PaperClassifier,
-        "classifier_best": DigitSumClassifier,
-        "diffusion": lambda: Denoiser(UNet(), card["settings"]["prediction"]),
-        "diffusion_paper": lambda: Denoiser(UNet(), card["settings"]["prediction"]),
-    }
+
+    def denoiser() -> Denoiser:
+        settings = card["settings"]
+        return Denoiser(unet.plain() if settings["network"] == "plain" else unet.UNet(), settings["prediction"])
+
+    makers = {"classifier_paper": PaperClassifier, "classifier_best": DigitSumClassifier}
+    makers |= dict.fromkeys(("diffusion", "diffusion_plain", "diffusion_paper"), denoiser)
     if name not in makers:
         raise ValueError(f"unknown weights {name!r}: choose one of {', '.join(makers)}")
     card = load_card(name, folder)

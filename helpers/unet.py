@@ -1,7 +1,9 @@
-"""A small class-conditional U-Net that spends its parameters at high resolution.
+"""A small class-conditional U-Net that uses its weights more than once.
 
-After Ronneberger et al. 2015 and Ho et al. 2020, with three savings: resampling without weights, one skip
-connection a level, and one modulation projection shared by all blocks of a width (adaLN-single, Chen et al. 2023).
+After Ronneberger et al. 2015 and Ho et al. 2020, with four savings: resampling without weights, one skip connection
+a level, one modulation projection shared by all blocks of a width (adaLN-single, Chen et al. 2023), and wide blocks
+that are used again and again at low resolution, where a turn costs little time (weights shared over depth: Dehghani
+et al. 2019, Universal Transformers).
 """
 
 from __future__ import annotations
@@ -13,25 +15,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Block(nn.Module):
-    """Two 3×3 convolutions with a residual path; noise level and class enter as a scale and a shift."""
+class GroupNorm(nn.GroupNorm):
+    """torch.nn.GroupNorm. Compiled for a GPU, it sums over each channel first, as channels-last memory lies."""
 
-    def __init__(self, channels_in: int, channels: int):
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, C, H, W), each group of channels with mean 0 and variance 1, then scaled and shifted"""
+        if not (torch.compiler.is_compiling() and x.is_cuda):
+            return super().forward(x)
+        b, c, groups = *x.shape[:2], self.num_groups
+        x = x.float()
+        mean, square = (
+            each.mean(dim=(2, 3)).view(b, groups, -1).mean(dim=2, keepdim=True) for each in (x, x.square())
+        )  # (B, groups, 1)
+        spread = (square - mean.square()).clamp_min(0).add(self.eps).rsqrt()
+        mean, spread = (each.expand(b, groups, c // groups).reshape(b, c) for each in (mean, spread))
+        scale = spread * self.weight  # (B, C)
+        return x * scale[..., None, None] + (self.bias - mean * scale)[..., None, None]
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions with a residual path, used `loops` times; noise level and class scale and shift the middle.
+
+    With more than one loop the weights of the convolutions are shared between the turns; each turn owns a gain for what
+    enters and, on each channel, a gain for what it adds.
+    """
+
+    def __init__(self, channels_in: int, channels: int, loops: int = 1):
         super().__init__()
-        self.norm_in = nn.GroupNorm(8, channels_in)
+        self.norm_in = GroupNorm(8, channels_in)
         self.conv_in = nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.norm_out = nn.GroupNorm(8, channels)
+        self.norm_out = GroupNorm(8, channels)
         self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
-        self.gain = nn.Parameter(torch.ones(2, channels))  # this block's own share of the shared modulation
+        self.gain = nn.Parameter(torch.ones(loops, 2, channels))  # a turn's own share of the shared modulation
+        self.gain_out = nn.Parameter(torch.ones(loops, channels, 1, 1)) if loops > 1 else None
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x (B, channels_in, H, W), modulation (B, 2, channels) -> (B, channels, H, W)"""
-        scale, shift = (modulation * self.gain)[..., None, None].unbind(1)  # (B, C, 1, 1) each
+    def forward(self, x: Tensor, modulation: Tensor, turn: int = 0) -> Tensor:
+        """x (B, channels_in, H, W), modulation (B, 2, channels), turn in 0…loops - 1 -> (B, channels, H, W)"""
+        scale, shift = (modulation * self.gain[turn])[..., None, None].unbind(1)  # (B, C, 1, 1) each
         h = self.conv_in(F.silu(self.norm_in(x)))
         h = self.conv_out(F.silu(self.norm_out(h) * (1 + scale) + shift))
+        if self.gain_out is not None:
+            h = h * self.gain_out[turn].to(h.dtype)
         return self.skip(x) + h
 
 
@@ -41,7 +68,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int = 4):
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.project = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.project.weight)
@@ -56,17 +83,31 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Class-conditional U-Net; the defaults are the shipped network.
+    """Class-conditional U-Net; the defaults are the shipped network, `plain` is the one before it.
 
-    forward(x, noise, labels): x float (B, 3, H, W) with H and W divisible by 4; noise float (B,), any monotone
-    function of the noise level between about -2 and 2; labels int64 (B,) in 0…classes, where `classes` is the
+    Level l works at 1 / 2^l of the resolution with widths[l] channels: blocks[l] blocks on the way down, as many on the
+    way up, used loops[l] times in a row (default: 1, 2, 3, …). transitions: a 1×1 convolution carries the channels from
+    level to level, so that every block has one width and can be used again; else the first block of a level does.
+
+    forward(x, noise, labels): x float (B, 3, H, W) with H and W divisible by 2^(levels - 1); noise float (B,), any
+    monotone function of the noise level between about -2 and 2; labels int64 (B,) in 0…classes, where `classes` is the
     null label (no class), or a float class embedding (B, embedding) such as `net.class_embedding(labels)`.
     Returns float (B, 3, H, W).
     """
 
-    def __init__(self, widths: tuple[int, ...] = (32, 72, 96), blocks: tuple[int, ...] = (1, 2, 2), classes: int = 100):
+    def __init__(
+        self,
+        widths: tuple[int, ...] = (48, 96, 128),
+        blocks: tuple[int, ...] = (1, 1, 1),
+        classes: int = 100,
+        *,
+        loops: tuple[int, ...] | None = None,
+        transitions: bool = True,
+    ):
         super().__init__()
         self.classes = classes
+        self.loops = loops = loops or tuple(range(1, len(widths) + 1))
+        # Embeddings: noise level and class -> a scale and a shift for each channel of a level.
         embedding = 128
         self.class_embedding = nn.Embedding(classes + 1, embedding)  # the last row is the null label
         nn.init.normal_(self.class_embedding.weight, std=0.5)
@@ -74,16 +115,24 @@ class UNet(nn.Module):
         self.noise_embedding = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.modulation = nn.ModuleList(nn.Linear(embedding, 2 * w) for w in widths)
 
+        def enter(channels_in: int, width: int) -> nn.Module:
+            return nn.Conv2d(channels_in, width, 1) if transitions and channels_in != width else nn.Identity()
+
+        def level_blocks(channels_in: int, level: int) -> nn.ModuleList:
+            first = widths[level] if transitions else channels_in
+            return nn.ModuleList(Block(widths[level] if i else first, widths[level], loops[level])
+                                 for i in range(blocks[level]))  # fmt: skip
+
+        # Down: level 0 … last. Up: level last - 1 … 0, each joined by what went down there.
+        above = [widths[max(level - 1, 0)] for level in range(len(widths))]
+        joined = [width + below for width, below in zip(widths[:-1], widths[1:], strict=True)]
         self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        for level, (width, n) in enumerate(zip(widths, blocks, strict=True)):
-            above = widths[max(level - 1, 0)]
-            self.down.append(nn.ModuleList(Block(above if i == 0 else width, width) for i in range(n)))
-            if level < len(widths) - 1:
-                joined = width + widths[level + 1]
-                self.up.append(nn.ModuleList(Block(joined if i == 0 else width, width) for i in range(n)))
+        self.enter_down = nn.ModuleList(map(enter, above, widths))
+        self.down = nn.ModuleList(level_blocks(channels, level) for level, channels in enumerate(above))
+        self.enter_up = nn.ModuleList(map(enter, joined, widths[:-1]))
+        self.up = nn.ModuleList(level_blocks(channels, level) for level, channels in enumerate(joined))
         self.attention = Attention(widths[-1])
-        self.norm = nn.GroupNorm(8, widths[0])
+        self.norm = GroupNorm(8, widths[0])
         self.head = nn.Conv2d(widths[0], 3, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -97,13 +146,25 @@ class UNet(nn.Module):
 
         x, skips = self.stem(x), []
         for level, level_blocks in enumerate(self.down):
-            x = F.avg_pool2d(x, 2) if level else x
-            for block in level_blocks:
-                x = block(x, modulation[level])
+            x = self.enter_down[level](F.avg_pool2d(x, 2) if level else x)
+            x = self._turns(x, level_blocks, level, modulation[level])
             skips.append(x)
-        x = self.attention(skips.pop())
-        for level in reversed(range(len(self.up))):
-            x = torch.cat([F.interpolate(x, scale_factor=2.0), skips.pop()], dim=1)
-            for block in self.up[level]:
-                x = block(x, modulation[level])
+        x = skips.pop()
+        for level, level_blocks in reversed(list(enumerate(self.up))):
+            x = self.enter_up[level](torch.cat([F.interpolate(x, scale_factor=2.0), skips.pop()], dim=1))
+            x = self._turns(x, level_blocks, level, modulation[level])
         return self.head(F.silu(self.norm(x)))
+
+    def _turns(self, x: Tensor, blocks: nn.ModuleList, level: int, modulation: Tensor) -> Tensor:
+        """The blocks of a level, loops[level] times in a row; in the middle, attention ends each turn."""
+        for turn in range(self.loops[level]):
+            for block in blocks:
+                x = block(x, modulation, turn)
+            if level == len(self.loops) - 1:
+                x = self.attention(x)
+        return x
+
+
+def plain(classes: int = 100) -> UNet:
+    """The same without loops and transitions: narrower, more weights of its own in each block. 936,275 parameters."""
+    return UNet((32, 72, 96), (1, 2, 2), classes, loops=(1, 1, 1), transitions=False)

@@ -1,4 +1,5 @@
 import io
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,10 +7,9 @@ import PIL.Image
 import pytest
 import torch
 
-from helpers import data, plots
+from helpers import data, plots, unet
 from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier, PaperClassifier
-from helpers.unet import UNet
 
 
 def _texts(figure):
@@ -119,9 +119,18 @@ def test_diagrams_say_what_the_nets_are():
     assert texts.count("max pool") == 3
     assert "64×3×3" in texts
     assert not any(module._forward_hooks for module in net.modules())
-    texts = _texts(plots.unet_diagram(UNet((8, 16), (1, 2))))
-    assert texts.count("block 8") == 2
-    assert texts.count("block 16") == 2
+
+
+@pytest.mark.parametrize("net", [unet.UNet((8, 16), (1, 2), loops=(1, 3)), unet.plain()])
+def test_the_diagram_of_a_unet_adds_up_and_says_how_often_a_block_is_used(net):
+    texts = _texts(plots.unet_diagram(net))
+    for width, blocks in {level[0].conv_out.out_channels: len(level) for level in [*net.down, *net.up]}.items():
+        assert texts.count(f"block {width}") == blocks * (1 if width == net.down[-1][0].conv_out.out_channels else 2)
+    assert texts.count("3 times") == (1 if net.loops[-1] == 3 else 0)
+    (title,) = [text for text in texts if "parameters:" in text]
+    total, rest = (int(part.replace(",", "")) for part in re.findall(r"[\d,]*\d", title))
+    assert total == count_parameters(net)
+    assert total - rest == sum(int(text.replace(",", "")) for text in texts if re.fullmatch(r"[\d,]+", text))
 
 
 def test_figures_are_closed_so_that_a_cell_shows_them_once():

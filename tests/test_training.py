@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import budget, classifiers, data, diffusion, training, unet
 from tests import killed_run
@@ -70,6 +72,80 @@ def test_muon_equals_adam_and_torchs_own_muon_on_their_shares():
         moved = nets[0].get_parameter(name).detach().flatten(1) - start[name].flatten(1)
         expected = theirs.get_parameter(name).detach() - start[name].flatten(1)
         assert float((moved - expected).norm() / expected.norm()) < 0.02, name  # theirs computes in bfloat16
+
+
+class _Tape(TorchDispatchMode):
+    """A stand-in for a CUDA graph on a CPU: what was computed while it was on is computed again, in the same places."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.first = [], True
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        if self.first:  # a CUDA graph does not compute while it records, this one does
+            self.first = False
+            return
+        for function, args, kwargs, out in self.calls:
+            again = function(*args, **kwargs)
+            pairs = zip(out, again, strict=True) if isinstance(out, (list, tuple)) else [(out, again)]
+            for place, value in pairs:
+                if isinstance(place, torch.Tensor) and place is not value:
+                    place.copy_(value)
+
+
+@pytest.fixture
+def tape(monkeypatch):
+    """torch.cuda with `_Tape` in place of its graphs."""
+    nothing = type("Stream", (), {"wait_stream": lambda *_: None})
+    monkeypatch.setattr(torch.cuda, "Stream", nothing)
+    monkeypatch.setattr(torch.cuda, "current_stream", nothing)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Tape)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    return torch.device("cuda")
+
+
+def test_a_recorded_function_sees_new_arguments_and_what_lies_in_the_same_places(tape):
+    weight, calls = torch.ones(2), []
+
+    def function(x, y):
+        calls.append(1)
+        return (x * weight + y).sum()
+
+    recorded = training.recorded(function, tape)
+    for step in range(7):
+        weight.fill_(step)
+        x, y = torch.full((2,), 10.0 * step), torch.full((2,), 0.5)
+        assert float(recorded(x, y)) == 2 * (10 * step * step + 0.5)
+    assert len(calls) == 4  # three to warm up, one to record
+    assert training.recorded(function, torch.device("cpu")) is function
+
+
+def test_muons_recorded_step_reads_rate_count_and_gradients_anew(tape):
+    torch.manual_seed(0)
+    nets = [_Mixed(), _Mixed()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers = [training.Muon(net, lr=0.01) for net in nets]
+    steps = [optimizers[0].step, training.recorded(optimizers[1].step, tape)]
+    for net in nets:
+        for parameter in net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    for number in range(8):
+        generator = torch.Generator().manual_seed(number)
+        for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+            one.grad.normal_(generator=generator)
+            other.grad.copy_(one.grad)
+        for optimizer, step in zip(optimizers, steps, strict=True):
+            training.set_lr(optimizer, 0.01 / (1 + number))
+            step()
+    assert _same(*[net.state_dict() for net in nets])
+    assert [float(group["steps"]) for group in optimizers[1].param_groups] == [0, 8]
 
 
 def test_orthogonalise_brings_the_singular_values_near_one():
@@ -318,11 +394,14 @@ def test_weights_make_the_round_trip(tmp_path):
     assert _same(net.state_dict(), loaded.state_dict())
 
 
-@pytest.mark.parametrize("prediction", ["edm", "epsilon"])
-def test_a_denoiser_comes_back_with_what_it_predicts(tmp_path, prediction):
-    card = {"settings": {"prediction": prediction}}
-    training.save_weights("diffusion", diffusion.Denoiser(unet.UNet(), prediction), card, tmp_path)
-    assert training.load_weights("diffusion", tmp_path)[0].prediction == prediction
+@pytest.mark.parametrize(("prediction", "network"), [("edm", "looped"), ("epsilon", "plain")])
+def test_a_denoiser_comes_back_with_its_network_and_what_it_predicts(tmp_path, prediction, network):
+    card = {"settings": {"prediction": prediction, "network": network}}
+    net = unet.plain() if network == "plain" else unet.UNet()
+    training.save_weights("diffusion", diffusion.Denoiser(net, prediction), card, tmp_path)
+    loaded, _ = training.load_weights("diffusion", tmp_path)
+    assert loaded.prediction == prediction
+    assert loaded.net.loops == net.loops
 
 
 def test_damaged_missing_foreign_and_unknown_weights(tmp_path):

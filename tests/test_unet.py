@@ -1,0 +1,107 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers import unet
+from helpers.budget import count_parameters
+
+
+def _shaken(net):
+    """With every parameter away from its start, the zero-initialised layers too."""
+    torch.manual_seed(0)
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return net.eval()
+
+
+def _inputs(size=8):
+    return torch.randn(3, 3, size, size), torch.tensor([-1.0, 0.2, 1.5]), torch.tensor([0, 4, 5])
+
+
+def test_a_looped_block_is_its_textbook_formula_turn_by_turn():
+    block = _shaken(unet.Block(16, 16, loops=3))
+    x, modulation = torch.randn(2, 16, 4, 4), torch.randn(2, 2, 16)
+    for turn in range(3):
+        scale, shift = (modulation[:, i, :, None, None] * block.gain[turn, i, :, None, None] for i in range(2))
+        h = F.silu(F.group_norm(x, 8, block.norm_in.weight, block.norm_in.bias))
+        h = F.conv2d(h, block.conv_in.weight, block.conv_in.bias, padding=1)
+        h = F.silu(F.group_norm(h, 8, block.norm_out.weight, block.norm_out.bias) * (1 + scale) + shift)
+        h = F.conv2d(h, block.conv_out.weight, block.conv_out.bias, padding=1)
+        expected = x + h * block.gain_out[turn]
+        torch.testing.assert_close(block(x, modulation, turn), expected)
+
+
+def test_turns_share_the_convolutions_and_nothing_else():
+    once, thrice = (unet.UNet((8, 16), (1, 1), 5, loops=(1, loops)) for loops in (1, 3))
+    more = {name: p.numel() for name, p in thrice.named_parameters()}
+    for name, parameter in once.named_parameters():
+        more[name] -= parameter.numel()
+    assert {name: n for name, n in more.items() if n} == {"down.1.0.gain": 2 * 2 * 16, "down.1.0.gain_out": 3 * 16}
+
+
+def test_each_level_is_used_as_often_as_said():
+    net, calls = unet.UNet((8, 16, 24), (1, 2, 1), 5, loops=(1, 2, 3)), []
+    for name, module in net.named_modules():
+        if isinstance(module, unet.Block | unet.Attention):
+            module.register_forward_hook(lambda m, inputs, out, name=name: calls.append((name, tuple(out.shape[2:]))))
+    net(*_inputs(16))
+    first, second = ("down.1.0", (8, 8)), ("down.1.1", (8, 8))
+    middle, attention = ("down.2.0", (4, 4)), ("attention", (4, 4))
+    up = [("up.1.0", (8, 8)), ("up.1.1", (8, 8))]
+    assert calls == [("down.0.0", (16, 16)), *[first, second] * 2, *[middle, attention] * 3, *up * 2,
+                     ("up.0.0", (16, 16))]  # fmt: skip
+
+
+def test_levels_are_joined_by_mean_pooling_and_by_repeating_pixels():
+    """A network whose blocks add nothing is its 1×1 convolutions, pooling and repeating alone."""
+    net = unet.UNet((8, 8), (1, 1), 5, transitions=True)
+    nn.init.normal_(net.head.weight)
+    x, noise, labels = _inputs()
+    seen = {}
+    net.enter_up[0].register_forward_hook(lambda m, inputs, out: seen.update(joined=inputs[0]))
+    net(x, noise, labels)
+    top = net.stem(x)
+    below = F.avg_pool2d(top, 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(seen["joined"], torch.cat([below, top], dim=1))
+
+
+def test_the_plain_network_has_no_loops_and_no_transitions():
+    net = unet.plain()
+    assert net.loops == (1, 1, 1)
+    assert not any("enter" in name or "gain_out" in name for name in net.state_dict())
+    assert count_parameters(net) == 936_275
+
+
+@pytest.mark.parametrize("make", [unet.UNet, unet.plain])
+def test_noise_level_class_and_embedding_reach_the_output(make):
+    net = _shaken(make(classes=5))
+    x, noise, labels = _inputs()
+    with torch.no_grad():
+        out = net(x, noise, labels)
+        assert out.shape == x.shape
+        for changed in (net(x, noise + 0.1, labels), net(x, noise, labels.roll(1))):
+            assert (changed - out).flatten(1).abs().amax(dim=1).min() > 1e-4
+        torch.testing.assert_close(net(x, noise, net.class_embedding(labels)), out)
+
+
+def test_the_norm_compiled_for_a_gpu_is_torchs_own(monkeypatch):
+    """On a CPU the compiled form never runs, so it is called here as if on a GPU."""
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    norm = _shaken(unet.GroupNorm(8, 48))
+    x = (3 * torch.randn(4, 48, 6, 6) + 2).as_subclass(OnGPU).requires_grad_()
+    expected = F.group_norm(x, 8, norm.weight, norm.bias)
+    assert torch.equal(norm(x), expected)  # not compiled: torch's own
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    called = []
+    monkeypatch.setattr(F, "group_norm", lambda *_: called.append(1))
+    found = norm(x)
+    assert not called
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(4, 48, 6, 6)
+    gradients = [torch.autograd.grad((out * weights).sum(), [x, norm.weight, norm.bias]) for out in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
