@@ -11,13 +11,13 @@ def _check(x: Tensor) -> None:
     if x.ndim != 4 or x.shape[1:] != (3, 28, 28):
         raise ValueError(f"expected images (B, 3, 28, 28), got {tuple(x.shape)}")
     if not x.is_floating_point():
-        raise TypeError(f"expected normalised float images, got {x.dtype}: pass them through data.normalise first")
+        raise TypeError(f"expected normalised float images, got {x.dtype}: pass them through batches.normalise first")
 
 
 class PaperClassifier(nn.Module):
     """The report's net, 98,740 parameters: four 3×3 convolutions, three pools, two linear layers.
 
-    forward(x): float (B, 3, 28, 28) normalised by `data.normalise` -> logits (B, 20). Raises ValueError or TypeError
+    forward(x): float (B, 3, 28, 28) normalised by `batches.normalise` -> logits (B, 20). Raises ValueError or TypeError
     on other shapes and types.
     """
 
@@ -33,7 +33,7 @@ class PaperClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _check(x)
-        return self.linear(self.convolutions(x))
+        return self.linear(self.convolutions(x.to(self.linear[1].weight.dtype)))
 
 
 class DigitSumClassifier(nn.Module):
@@ -44,7 +44,7 @@ class DigitSumClassifier(nn.Module):
 
     widths: channels of the reader's five convolutions (the default is the shipped net). They are unpadded, after An et
     al. (2020): the map shrinks as it goes, so deep layers cost little and none looks beyond the edge.
-    forward(x): float (B, 3, 28, 28) normalised by `data.normalise` -> log-probabilities (B, 20), float32 and safe
+    forward(x): float (B, 3, 28, 28) normalised by `batches.normalise` -> log-probabilities (B, 20), float32 and safe
     under autocast. Raises ValueError or TypeError on other shapes and types.
     """
 
@@ -64,7 +64,7 @@ class DigitSumClassifier(nn.Module):
     def digit_log_probabilities(self, x: Tensor) -> Tensor:
         """x as in forward -> what each channel's digit is, log-probabilities (B, 3, 10), float32."""
         _check(x)
-        logits = self.reader(x.reshape(-1, 1, 28, 28))  # (3B, 10)
+        logits = self.reader(x.reshape(-1, 1, 28, 28).to(self.reader[-1].weight.dtype))  # (3B, 10)
         return F.log_softmax(logits.float(), dim=1).view(-1, 3, 10)
 
     def forward(self, x: Tensor) -> Tensor:

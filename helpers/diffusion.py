@@ -32,12 +32,12 @@ def ddpm_sigmas(steps: int = 1000) -> Tensor:
 def ddpm_path(steps: int = 1000, train_steps: int = 1000) -> Tensor:
     """Noise levels a DDPM or DDIM sampler visits: steps + 1 values, float64, decreasing to 0.
 
-    Takes every (train_steps // steps)-th level, "leading" spacing. steps must be in 1…train_steps.
+    Level ⌊i · train_steps / steps⌋ for i = 0 … steps - 1: "leading" spacing, also where steps does not divide
+    train_steps. steps must be in 1…train_steps.
     """
     if not 1 <= steps <= train_steps:
         raise ValueError(f"steps must be in 1…{train_steps}, got {steps}")
-    stride = train_steps // steps
-    levels = ddpm_sigmas(train_steps)[torch.arange(steps) * stride]
+    levels = ddpm_sigmas(train_steps)[torch.arange(steps) * train_steps // steps]
     return torch.cat([levels.flip(0), torch.zeros(1, dtype=torch.float64)])
 
 

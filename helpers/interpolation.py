@@ -23,8 +23,9 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ValueError(f"slerp needs two tensors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     samples = 1 if a.ndim <= 1 else len(a)
-    u, v = a.double().reshape(samples, -1), b.double().reshape(samples, -1)
-    t = torch.as_tensor(t, dtype=torch.float64, device=a.device).expand(samples)[:, None]  # (B, 1)
+    # On the CPU: Apple's GPUs have no float64.
+    u, v = (x.cpu().double().reshape(samples, -1) for x in (a, b))
+    t = torch.as_tensor(t, device="cpu").double().expand(samples)[:, None]  # (B, 1)
     norm_u, norm_v = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
     scale = (norm_u * norm_v).clamp_min(torch.finfo(torch.float64).tiny)
     cosine = ((u * v).sum(dim=1, keepdim=True) / scale).clamp(-1, 1)
@@ -38,7 +39,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     straight = (cosine > 1 - 1e-12) | (norm_u == 0) | (norm_v == 0)
     out = torch.where(straight, line, torch.where(cosine < -1 + 1e-12, half_turn, arc))
     out = torch.where(t == 0, u, torch.where(t == 1, v, out))
-    return out.reshape(a.shape).to(a.dtype)
+    return out.reshape(a.shape).to(a.device, a.dtype)
 
 
 def _perpendicular(u: Tensor) -> Tensor:
@@ -131,9 +132,9 @@ def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
     positions: increasing, where the frames stood whose `step_lengths` are given. The length travelled is taken as
     linear in between; so the more frames were measured, the more even the new steps. The ends stay where they are.
     """
-    lengths = lengths.double().clamp_min(1e-12)
+    lengths = lengths.cpu().double().clamp_min(1e-12)
     travelled = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(dim=0)])  # (F, P)
-    positions = positions.double().view(len(positions), -1).expand_as(travelled)
+    positions = positions.cpu().double().view(len(positions), -1).expand_as(travelled)
     columns = [
         np.interp(np.linspace(0, float(way[-1]), count), way.numpy(), place.numpy())
         for way, place in zip(travelled.T, positions.T, strict=True)

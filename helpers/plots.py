@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
+import sys
 import textwrap
 import time
 
 import matplotlib.pyplot as plt
 import PIL.Image
 import torch
+from IPython import get_ipython
 from IPython.display import Image, Pretty, display
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
 
+from helpers.batches import normalise
 from helpers.classifiers import DigitSumClassifier, log_sum_distribution
-from helpers.data import normalise
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
 plt.rcParams.update(  # one look for every figure of the notebooks
@@ -33,6 +35,20 @@ plt.rcParams.update(  # one look for every figure of the notebooks
 )
 
 
+def _show_anywhere() -> None:
+    """Pictures appear whatever matplotlib's backend, and text on whatever terminal.
+
+    Without this a notebook shows a figure only where the inline backend has said how, and an ASCII terminal stops a
+    script at the first ±.
+    """
+    shell = get_ipython()
+    if shell:
+        shell.display_formatter.formatters["image/png"].for_type(Figure, png)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2), **kwargs):
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
     plt.close(figure)  # shown by returning it, once, not a second time by the inline backend
@@ -44,6 +60,9 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     return buffer.getvalue()
+
+
+_show_anywhere()
 
 
 # --- images -----------------------------------------------------------------------------------------------------
@@ -125,6 +144,7 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, windo
     `window` steps. The height is that of what follows the first 2% of a run, which are so steep that they would
     flatten the rest.
     """
+    runs = {name: {q: values.detach().cpu() for q, values in run.items()} for name, run in runs.items()}
     quantities = list(dict.fromkeys(q for run in runs.values() for q in run))
     figure, axes = _figure(1, len(quantities), (4.2 * len(quantities), 2.9))
     colours = [plt.get_cmap("viridis")(i / max(1, len(runs)) * 0.85) for i in range(len(runs))]
@@ -132,7 +152,7 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, windo
         for (name, run), colour in zip(runs.items(), colours, strict=True):
             if quantity not in run:
                 continue
-            values = run[quantity].detach().cpu()
+            values = run[quantity]
             mean = smooth(values, max(1, min(window // every, len(values) // 20)))
             seen = values.isfinite().nonzero()[:, 0]
             thin = seen[:: max(1, len(seen) // 2000)]

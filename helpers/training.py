@@ -1,4 +1,4 @@
-"""What every training loop shares: EMA, learning-rate schedule, mixed precision, checkpoints, shipped weights."""
+"""What every training loop shares: device and precision, schedule, EMA, checkpoints, shipped weights."""
 
 from __future__ import annotations
 
@@ -8,21 +8,44 @@ import hashlib
 import io
 import json
 import math
+import numbers
 import platform
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from helpers import unet
 from helpers.classifiers import DigitSumClassifier, PaperClassifier
-from helpers.data import write_atomically
 from helpers.diffusion import Denoiser
+from helpers.files import Lock, expanded, verified, write_atomically
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
+def check_settings(values: dict, **rules: list | tuple) -> None:
+    """Refuse settings that cannot be obeyed, in one sentence, before anything is spent on them: ValueError.
+
+    values: name -> value, such as a notebook's `globals()`. rules: name -> a list of choices, or (least, most), either
+    of them None where there is no limit; of a list of numbers, every one is checked.
+    """
+    for name, rule in rules.items():
+        value = values[name]
+        if isinstance(rule, list):
+            if value not in rule:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, rule))}, got {value!r}")
+            continue
+        least, most = rule
+        for number in value if isinstance(value, list | tuple) else [value]:
+            is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
+            if not is_number or (least is not None and number < least) or (most is not None and number > most):
+                limits = [f", {word} {limit:,}" for word, limit in (("at least", least), ("at most", most))
+                          if limit is not None]  # fmt: skip
+                raise ValueError(f"{name} must be a number{' and'.join(limits)}, got {number!r}")
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError(f"{name} must not be empty")
 
 
 class TrainingError(RuntimeError):
@@ -81,89 +104,7 @@ def lr_factor(step: int, steps: int, *, warmup: int = 0, decay: float = 1.0) -> 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group this rate; a rate that is a tensor changes in place, so that a recorded step sees it."""
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else lr
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon for the weights of linear and convolutional layers, Adam for everything else, with one learning rate.
-
-    A weight is taken as a matrix (out, in·k·k). Its step is the momentum of its gradient made orthogonal, so that all
-    directions move by the same amount, and scaled to the size of a typical Adam step. Biases, norms, embeddings and
-    matrices of at most 8 rows or columns (the head of a U-Net) get Adam with betas (0.9, 0.99), no weight decay.
-    Sources: Jordan et al. 2024 (Muon); Liu et al. 2025 (one learning rate for both, "match RMS").
-    """
-
-    def __init__(self, net: nn.Module, lr: float):
-        layers = [m.weight for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        matrices = [weight for weight in layers if min(weight.flatten(1).shape) > 8]
-        taken = set(map(id, matrices))
-        rest = [parameter for parameter in net.parameters() if id(parameter) not in taken]
-        super().__init__([{"params": matrices}, {"params": rest}], {"lr": lr, "steps": 0})
-        self._numbers_to_device()
-
-    def _numbers_to_device(self) -> None:
-        """Rate and count become tensors beside the weights, so that a step recorded once reads them each time."""
-        for group in self.param_groups:
-            for name in ("lr", "steps"):
-                group[name] = torch.tensor(float(group[name]), device=group["params"][0].device)
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
-        self._numbers_to_device()
-
-    @torch.no_grad()
-    def step(self) -> None:
-        matrices, rest = self.param_groups
-        weights, gradients, (averages,) = self._with_state(matrices, "average")
-        torch._foreach_lerp_(averages, gradients, 0.05)  # momentum 0.95
-        ahead = torch._foreach_lerp(gradients, averages, 0.95)  # Nesterov's look ahead
-        updates = orthogonalise([matrix.flatten(1) for matrix in ahead])
-        torch._foreach_mul_(updates, [0.2 * max(update.shape) ** 0.5 for update in updates])
-        torch._foreach_mul_(updates, matrices["lr"])
-        torch._foreach_sub_(weights, [u.reshape(w.shape) for u, w in zip(updates, weights, strict=True)])
-
-        weights, gradients, (averages, squares) = self._with_state(rest, "average", "square")
-        rest["steps"] += 1
-        torch._foreach_lerp_(averages, gradients, 0.1)
-        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 0.01)
-        spreads = torch._foreach_sqrt(squares)
-        torch._foreach_div_(spreads, (1 - 0.99 ** rest["steps"]) ** 0.5)
-        torch._foreach_add_(spreads, 1e-8)
-        updates = torch._foreach_div(averages, spreads)
-        torch._foreach_mul_(updates, rest["lr"] / (1 - 0.9 ** rest["steps"]))
-        torch._foreach_sub_(weights, updates)
-
-    def _with_state(self, group: dict, *names: str) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
-        """A group's parameters that have a gradient, the gradients, and their state by name, zero at first."""
-        weights = [weight for weight in group["params"] if weight.grad is not None]
-        for weight in weights:
-            if not self.state[weight]:
-                self.state[weight] = {name: torch.zeros_like(weight) for name in names}
-        return weights, [w.grad for w in weights], [[self.state[w][name] for w in weights] for name in names]
-
-
-def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
-    """Each matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
-
-    Matrices with the same number of rows (or columns, where those are fewer) go together, padded with columns of
-    zeros, which stay zero and change no singular value. In half precision on a GPU, which is precise enough here.
-    Source: the quintic polynomial of Jordan et al. 2024.
-    """
-    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
-    out = list(matrices)
-    for rows in {len(matrix) for matrix in wide}:
-        group = [i for i, matrix in enumerate(wide) if len(matrix) == rows]
-        columns = max(wide[i].shape[1] for i in group)
-        x = torch.stack([F.pad(wide[i], (0, columns - wide[i].shape[1])) for i in group])
-        x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
-        x = x.to(amp_dtype(x.device)) if x.is_cuda else x
-        for _ in range(5):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-        for i, matrix in zip(group, x.float(), strict=True):
-            found = matrix[:, : wide[i].shape[1]]
-            out[i] = found if wide[i] is matrices[i] else found.T
-    return out
+        group["lr"] = group["lr"].fill_(lr) if isinstance(group["lr"], Tensor) else float(lr)
 
 
 def recorded(function: Callable[..., Tensor | None], device: torch.device, warm_up: int = 3) -> Callable:
@@ -264,6 +205,21 @@ def _gpu_memory() -> str:
     return f" ({free / 2**30:.1f} of the GPU's {total / 2**30:.1f} GiB are free)"
 
 
+def _plain(state):
+    """The same state with numpy's numbers as Python's, which `torch.load` opens without running code."""
+    if isinstance(state, dict):
+        return {_plain(key): _plain(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(_plain, state))
+    return state.item() if isinstance(state, np.generic) else state
+
+
+def _code() -> str:
+    """SHA-256 of the helpers' source, first 8 digits: the code that a checkpoint was made with."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
+
+
 class Checkpoint:
     """The state of a run in one file: written atomically, verified by SHA-256, tied to the run's settings.
 
@@ -273,46 +229,45 @@ class Checkpoint:
 
     parts: anything with `state_dict` and `load_state_dict`. The settings' fingerprint is part of the file name, so
     a run with other settings never meets, and never overwrites, this one. Since every random number of a step comes
-    from (seed, step), see `data.seed_step`, a resumed run equals one that never stopped, bit for bit.
+    from (seed, step), see `batches.seed_step`, a resumed run equals one that never stopped, bit for bit.
 
     Inside the `with`, no other process can train into the same file (TrainingError there); a keyboard interrupt says
     where the run stands; running out of memory becomes a TrainingError with advice.
     """
 
     def __init__(self, folder: str | Path, name: str, settings: dict, **parts):
-        text = json.dumps(settings, sort_keys=True)
-        self.path = Path(folder) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.ckpt"
+        text = json.dumps(_plain(settings), sort_keys=True)
+        self.path = expanded(folder) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.ckpt"
         self.settings = text
         self.parts = parts
         self.saved = 0  # the step up to which the file holds the run
-        self.lock = FileLock(self.path.with_name(f".{self.path.stem}.lock"), timeout=0)
+        self.lock = Lock(self.path.with_name(f".{self.path.stem}.lock"))
 
     def __enter__(self) -> Checkpoint:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire()
-        except Timeout:
-            raise TrainingError(f"{self.path.name} is being trained by another notebook: wait for it, stop it, or set "
-                                "RUNS to another folder.") from None  # fmt: skip
-        except NotImplementedError:
-            pass  # a file system without locks, such as some network drives
+            free = self.lock.acquire()
         except OSError as error:
             raise TrainingError(f"cannot write to {self.path.parent} ({error.strerror}): set RUNS to a folder where "
                                 "you may write.") from error  # fmt: skip
+        if not free:
+            raise TrainingError(f"{self.path.name} is being trained by another notebook: wait for it, stop it, or set "
+                                "RUNS to another folder.")  # fmt: skip
         return self
 
     def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
         self.lock.release()
         if isinstance(error, KeyboardInterrupt):
             print(f"Interrupted. {self.path} holds the run up to step {self.saved:,}: run the cell again to go on.")
-        if isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error):
+        no_memory = ("can't allocate memory", "MPS backend out of memory")
+        if isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in no_memory):
             batch = json.loads(self.settings).get("batch", 2)
             raise TrainingError(f"out of memory at batch {batch}{_gpu_memory()}: set BATCH to {batch // 2} or less, "
                                 "or close what else uses the memory.") from error  # fmt: skip
 
     def save(self, step: int, history: Tensor) -> None:
-        state = {"step": step, "history": history.cpu(), "settings": self.settings}
-        state["parts"] = {name: part.state_dict() for name, part in self.parts.items()}
+        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+        state = {"step": step, "history": history.cpu(), "settings": self.settings, "code": _code(), "date": today}
+        state["parts"] = {name: _plain(part.state_dict()) for name, part in self.parts.items()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getvalue()
@@ -322,20 +277,34 @@ class Checkpoint:
     def resume(self) -> tuple[int, Tensor | None]:
         """Load every part and return (steps done, history), or (0, None) when no checkpoint exists.
 
-        Raises TrainingError when the file is damaged or belongs to other settings; nothing is changed then.
+        Says from where it goes on, and whether the helpers' code has changed since. A run that began without a
+        GradScaler and goes on with one (another card) gets a fresh one. Raises TrainingError when the file is damaged,
+        belongs to other settings or to other shapes; nothing is changed then.
         """
         if not self.path.exists():
             return 0, None
         digest, _, payload = self.path.read_bytes().partition(b"\n")
-        if hashlib.sha256(payload).hexdigest().encode() != digest:
+        if not verified(payload, digest.decode(errors="replace")):
             raise TrainingError(f"{self.path.name} is damaged (its SHA-256 is wrong): delete it to start afresh.")
         state = _load(payload, self.path.name)
         if state["settings"] != self.settings or state["parts"].keys() != self.parts.keys():
             raise TrainingError(f"{self.path.name} belongs to a run with other settings: move it away.")
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
+        try:
+            for name, part in self.parts.items():
+                if state["parts"][name]:  # empty: of a GradScaler that was not needed
+                    part.load_state_dict(state["parts"][name])
+        except Exception as error:
+            for name, part in self.parts.items():
+                if before[name]:
+                    part.load_state_dict(before[name])
+            raise TrainingError(f"{self.path.name} is of a net or an optimiser of another shape: move it away, or "
+                                "undo what was changed.") from error  # fmt: skip
         self.saved = state["step"]
-        return state["step"], state["history"]
+        changed = "; the code in helpers/ has changed since" if state.get("code", _code()) != _code() else ""
+        print(f"{self.path.name}, {state.get('date', 'of unknown date')}: goes on after step {self.saved:,}{changed}. "
+              "To train anew, delete it.")  # fmt: skip
+        return self.saved, state["history"]
 
 
 def thin(values: Tensor, every: int) -> list[float]:
@@ -361,7 +330,7 @@ def environment(device: torch.device) -> dict:
 
 def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -> Path:
     """Write folder/name.pt and its result card folder/name.json (with the weights' SHA-256); return the card's path."""
-    folder = Path(folder)
+    folder = expanded(folder)
     buffer = io.BytesIO()
     torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
     _write(folder / f"{name}.pt", buffer.getvalue())
@@ -370,16 +339,16 @@ def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -
 
 def save_card(name: str, card: dict, folder: str | Path) -> Path:
     """Write the result card folder/name.json and return its path."""
-    path = Path(folder) / f"{name}.json"
-    _write(path, (json.dumps({"name": name, **card}, indent=1) + "\n").encode())
+    path = expanded(folder) / f"{name}.json"
+    _write(path, (json.dumps(_plain({"name": name, **card}), indent=1) + "\n").encode())
     return path
 
 
 def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
     """The result card of a run; TrainingError where there is none."""
-    path = Path(folder) / f"{name}.json"
+    path = expanded(folder) / f"{name}.json"
     if not path.exists():
-        raise TrainingError(f"there is no {path.name} in {Path(folder).name}/: train first, or restore it with git.")
+        raise TrainingError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
     return json.loads(path.read_text())
 
 
@@ -400,9 +369,9 @@ def load_weights(name: str, folder: str | Path = WEIGHTS) -> tuple[nn.Module, di
     if name not in makers:
         raise ValueError(f"unknown weights {name!r}: choose one of {', '.join(makers)}")
     card = load_card(name, folder)
-    path = Path(folder) / f"{name}.pt"
+    path = expanded(folder) / f"{name}.pt"
     data = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(data).hexdigest() != card["sha256"]:
+    if not verified(data, card["sha256"]):
         raise TrainingError(f"{path.name} is missing or damaged (its SHA-256 is wrong): restore it with git.")
     module = makers[name]()
     try:

@@ -138,6 +138,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point() and labels.shape != (len(x), self.class_embedding.embedding_dim):
+            raise ValueError(f"expected labels int64 ({len(x)},) or class embeddings float "
+                             f"({len(x)}, {self.class_embedding.embedding_dim}), got {labels.dtype} "
+                             f"{tuple(labels.shape)}")  # fmt: skip
+        x, noise = (part.to(self.stem.weight.dtype) for part in (x, noise))
         angles = noise[:, None] * self.frequencies  # (B, 32)
         embedding = self.noise_embedding(torch.cat([angles.sin(), angles.cos()], dim=1))
         embedding = embedding + (labels if labels.is_floating_point() else self.class_embedding(labels))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from helpers import budget, classifiers, data, training
+from helpers import batches, budget, classifiers, data, training
 
 
 def run(folder: Path, images: torch.Tensor, labels: torch.Tensor, steps: int, stop: int) -> training.Checkpoint:
@@ -32,9 +32,9 @@ def run(folder: Path, images: torch.Tensor, labels: torch.Tensor, steps: int, st
         start, history = checkpoint.resume()
         history = torch.zeros(steps) if history is None else history
         for step in range(start, stop):
-            data.seed_step(0, step)
-            x, y = data.batch(images, labels, 4, 0, step)
-            loss = F.cross_entropy(net(data.jitter(data.normalise(data.shuffle_channels(x)), shift=1.0)), y)
+            batches.seed_step(0, step)
+            x, y = batches.batch(images, labels, 4, 0, step)
+            loss = F.cross_entropy(net(batches.jitter(batches.normalise(batches.shuffle_channels(x)), shift=1.0)), y)
             optimizer.zero_grad()
             loss.backward()
             limits.step(optimizer)

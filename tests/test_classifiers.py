@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import data
+from helpers import batches, data
 from helpers.classifiers import DigitSumClassifier, PaperClassifier, log_sum_distribution
 
 NETS = [PaperClassifier, DigitSumClassifier]
@@ -76,7 +76,7 @@ def test_channel_order_does_not_matter_to_the_sum():
 def test_one_batch_can_be_overfitted(make):
     torch.manual_seed(0)
     images, labels = (part[:16] for part in data.addnist("", "train", "demo"))
-    net, x = make(), data.normalise(images)
+    net, x = make(), batches.normalise(images)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     for _ in range(120):
         optimizer.zero_grad()
@@ -92,15 +92,15 @@ def test_300_steps_teach_it_to_read_from_sums_alone():
     net = DigitSumClassifier()
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     for step in range(300):
-        x, y = data.batch(images, labels, 32, 0, step)
+        x, y = batches.batch(images, labels, 32, 0, step)
         optimizer.zero_grad()
-        F.cross_entropy(net(data.normalise(x)), y).backward()
+        F.cross_entropy(net(batches.normalise(x)), y).backward()
         optimizer.step()
     x, y = data.addnist("", "test", "demo")
     digits, names = data.digits("", "test", "demo")
     net.eval()
     with torch.no_grad():
-        right = (net(data.normalise(x)).argmax(dim=1) == y).float().mean()
-        read = net.digit_log_probabilities(data.normalise(digits[:498].view(-1, 3, 28, 28))).argmax(dim=2).flatten()
+        right = (net(batches.normalise(x)).argmax(dim=1) == y).float().mean()
+        read = net.digit_log_probabilities(batches.normalise(digits[:498].view(-1, 3, 28, 28))).argmax(dim=2).flatten()
     assert right > 0.9
     assert (read == names[:498]).float().mean() > 0.97

@@ -7,13 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from helpers import training
+from helpers import demo, training
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
@@ -150,7 +151,7 @@ def test_a_cell_that_comes_too_early_misses_a_name_and_leaves_nothing(path, tmp_
     monkeypatch.chdir(tmp_path)
     imports = next(cell for cell in _code(path) if "from helpers import" in cell["source"])
     too_early = 0
-    for cell in _code(path):
+    for cell in _code(path)[1:]:  # the first one finds the bundle, or says that it is not there
         kernel = {"__name__": "__main__"}
         exec(compile(imports["source"], path.name, "exec"), kernel)
         try:
@@ -190,10 +191,156 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
         subprocess.run(["git", *command], cwd=origin, check=True)
     cell = next(c["source"] for c in _code(NOTEBOOKS[0]) if "google.colab" in c["source"])
     program = f"import google.colab\n{cell}\nimport helpers.budget\nprint(helpers.budget.__file__)"
-    environment = {**os.environ, "REPOSITORY": origin.as_uri(), "PYTHONPATH": str(stand_in)}
+
+    def start(folder, repository):
+        environment = {**os.environ, "REPOSITORY": repository, "PYTHONPATH": str(stand_in)}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
     for folder in (session, session / "bundle", session):  # at first, run again, and in a restarted kernel
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
+        done = start(folder, origin.as_uri())
         assert done.returncode == 0, done.stderr
         assert Path(done.stdout.strip()) == session / "bundle" / "helpers" / "budget.py"
+    other = tmp_path / "other"
+    other.mkdir()
+    for wrong in ("https://github.com/OWNER/REPOSITORY", (tmp_path / "none").as_uri()):
+        done = start(other, wrong)
+        assert (
+            "could not be cloned: write your copy's address into this cell, or upload" in done.stderr.splitlines()[-1]
+        )
+    shutil.make_archive(str(other / "bundle"), "zip", tmp_path, "origin")  # with a folder around it, as GitHub packs
+    done = start(other, wrong)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == other / "bundle" / "origin" / "helpers" / "budget.py"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_started_elsewhere_a_notebook_says_where_it_wants_to_be(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="start in the folder of the bundle"):
+        exec(compile(_code(path)[0]["source"], path.name, "exec"), {})
+
+
+REFUSED = {
+    "01_classifier": [
+        {"DATA": "Demo"}, {"TRAIN": "YES"}, {"SEEDS": []}, {"STEPS": 0}, {"STEPS": 10_001}, {"BATCH": 0}, {"LR": -0.1},
+        {"EMA_DECAY": 1.0}, {"CALM": 1.5}, {"LOOKS": 0}, {"SAVE_EVERY": 0}, {"BATCH": "64"}, {"STEPS": True},
+    ],
+    "02_diffusion": [
+        {"DATA": "cifar"}, {"MEASURE": "Yes"}, {"NETWORK": "deep"}, {"PREDICTION": "v"}, {"OPTIMIZER": "sgd"},
+        {"STEPS": 50_001}, {"NEON_STEPS": 6}, {"NEON_SAMPLES": 3}, {"HELD_OUT": -1}, {"SAMPLES": 1},
+        {"SAMPLER_STEPS": 1},
+        {"SWEEP_STEPS": [10, 1]}, {"SWEEP_GUIDANCE": []}, {"GUIDANCE_INTERVAL": (-1, 6)}, {"ANCESTRAL_STEPS": 1_001},
+        {"LABEL_DROPOUT": 2}, {"SAVE_EVERY": 0},
+    ],
+    "03_interpolation": [
+        {"DATA": "shapes"}, {"MEASURE": "Yes"}, {"ROWS": 1}, {"PAIRS": 1}, {"MIDDLES": 1}, {"REAL_IMAGES": 1},
+        {"SAMPLER_STEPS": 1}, {"INVERSION_STEPS": 0}, {"ANCESTRAL_STEPS": 0},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_setting_that_cannot_be_obeyed_is_refused_by_name_before_anything_else(path, monkeypatch):
+    for name in ("DATA", "DATA_ROOT", "TRAIN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(ROOT)
+    settings, cells = _settings(path), _code(path)
+    for change in REFUSED[path.stem]:
+        with pytest.raises(ValueError, match=f"^{next(iter(change))} must"):
+            _run(path, cells[: cells.index(settings) + 2], **change)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_cell_after_the_settings_may_run_twice_and_an_empty_variable_counts_as_none(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA", "")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    settings, cells = _settings(path), _code(path)
+    at = cells.index(settings)
+    kernel = _run(path, [*cells[: at + 2], cells[at + 1]])
+    assert kernel["DATA"] == "demo"
+    assert kernel["DATA_ROOT"] == str(tmp_path)
+    if path.stem != "03_interpolation":
+        assert kernel["runs"] == "runs/test/demo"
+    monkeypatch.setenv("DATA", "/scratch/datasets")  # a cluster's own variable
+    with pytest.raises(ValueError, match="DATA must be one of .*, got '/scratch/datasets'"):
+        _run(path, cells[: at + 2])
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_a_diffusion_run_that_holds_nothing_out_and_has_no_neon(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA", "demo")
+    changes = {"HELD_OUT": 0, "NEON_STEPS": 0, "STEPS": 2, "GUIDANCE_INTERVAL": (0.0, 6.0), "LABEL_DROPOUT": 0}
+    kernel = _run(NOTEBOOKS[1], _code(NOTEBOOKS[1]), RUNS=str(tmp_path), **changes)
+    assert len(kernel["images"]) == 5_000
+    assert kernel["card"]["steps"] == 2
+    assert not kernel["measure_now"]
+
+
+def _definitions(path, *starts, **changes):
+    """A notebook's names after its imports, its settings and the cells in which `starts` stand."""
+    cells = _code(path)
+    at = cells.index(_settings(path))
+    wanted = [cell for cell in cells[at + 2 :] if any(start in cell["source"] for start in starts)]
+    return _run(path, cells[: at + 2] + wanted, **changes)
+
+
+def test_drawings_are_spread_over_the_classes_and_evaluations_counted_where_guidance_acts(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    kernel, drawn = _definitions(NOTEBOOKS[1], "def evaluations("), []
+    kernel["sampling"] = {}
+    monkeypatch.setattr(kernel["diffusion"], "sample", lambda _, labels, **options: drawn.append(labels))
+    for count in (50, 150, 2_048):
+        kernel["draw"](None, count)
+        counts = drawn[-1].bincount(minlength=100)
+        assert len(drawn[-1]) == count
+        assert counts.max() - counts.min() <= 1
+    path = kernel["diffusion"].karras_path(20)
+    asked = []
+
+    def denoiser(x, sigma, labels):
+        asked.append(sigma)
+        return x
+
+    denoiser.net = types.SimpleNamespace(classes=100)
+    x = torch.zeros(1, 3, 2, 2)
+    for scale, interval in ((3.0, (0.0, 6.0)), (3.0, (0.05, 6.0)), (1.0, (0.0, 6.0)), (3.0, (7.0, 9.0))):
+        asked.clear()
+        kernel["GUIDANCE_INTERVAL"] = interval
+        guided = kernel["diffusion"].guided(denoiser, torch.zeros(1).long(), scale, interval)
+        list(kernel["diffusion"].multistep_steps(guided, x, path))
+        assert kernel["evaluations"](path, scale) == len(asked)
+
+
+def test_the_fid_network_comes_from_the_settings_data_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    kernel, asked = _definitions(NOTEBOOKS[1], "def inception(", DATA_ROOT="~/my data"), []
+    kernel["DATA"] = "official"
+    monkeypatch.setattr(kernel["fid"], "load_network", lambda root, device: asked.append(root))
+    monkeypatch.setattr(kernel["fid"], "features", lambda images, network, **_: images)
+    for _ in range(2):  # loaded once
+        kernel["inception"](torch.zeros(2), "images")
+    assert asked == ["~/my data"]
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_interpolation_with_the_weights_of_a_demo_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA", "demo")
+    module, card = training.load_weights("diffusion")
+    training.save_weights("diffusion", module, card | {"classes": demo.CLASSES}, tmp_path)
+    cells = _code(NOTEBOOKS[2])
+    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("sampling = "))
+    kernel = _run(NOTEBOOKS[2], cells[: end + 1], RUNS=str(tmp_path))
+    assert len(kernel["names"]) == 8
+    assert {name for pair in kernel["names"] for name in pair} <= set(demo.CLASSES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_becomes_a_python_script(path, tmp_path):
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "script", "--output-dir", tmp_path, path]
+    subprocess.run(command, check=True, capture_output=True)
+    compile((tmp_path / f"{path.stem}.py").read_text(encoding="utf-8"), path.stem, "exec")

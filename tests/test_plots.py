@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
-from helpers import data, plots, unet
+from helpers import batches, plots, unet
 from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier, PaperClassifier
 
@@ -99,7 +99,7 @@ def test_digit_sum_shows_the_nets_own_distributions():
     net = DigitSumClassifier().eval()
     image = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8)
     figure = plots.digit_sum(net, image, (3, 4, 5))
-    read = net.digit_log_probabilities(data.normalise(image[None]))[0].exp().detach()
+    read = net.digit_log_probabilities(batches.normalise(image[None]))[0].exp().detach()
     axes = {axis.get_label(): axis for axis in figure.axes}
     for channel in range(3):
         np.testing.assert_array_equal(axes[str(channel)].images[0].get_array(), image[channel].numpy())

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import budget, classifiers, data, diffusion, training, unet
+from helpers import batches, budget, classifiers, data, diffusion, muon, training, unet
 from tests import killed_run
+from tests.test_muon import _Mixed
 
 
 def test_lr_factor_rises_stays_and_falls_to_zero():
@@ -24,54 +25,6 @@ def test_lr_factor_rises_stays_and_falls_to_zero():
     assert values[100] == pytest.approx(0)
     assert all(a >= b for a, b in zip(values[10:-1], values[11:], strict=True))
     assert training.lr_factor(50, 100) == pytest.approx(0.5)
-
-
-class _Mixed(nn.Module):
-    """A tall, a wide and a thin matrix, a convolution, biases and an embedding."""
-
-    def __init__(self):
-        super().__init__()
-        self.tall, self.wide, self.thin = nn.Linear(12, 40), nn.Linear(40, 16), nn.Linear(16, 3)
-        self.conv, self.table = nn.Conv2d(9, 10, 3), nn.Embedding(20, 12)
-
-
-def _steps(net, optimizer, steps=4):
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(steps):
-        for parameter in net.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
-
-
-def test_muon_equals_adam_and_torchs_own_muon_on_their_shares():
-    torch.manual_seed(0)
-    nets = [_Mixed() for _ in range(3)]
-    for net in nets[1:]:
-        net.load_state_dict(nets[0].state_dict())
-    start = {name: value.clone() for name, value in nets[0].state_dict().items()}
-    _steps(nets[0], training.Muon(nets[0], lr=0.01))
-    _steps(nets[1], torch.optim.Adam(nets[1].parameters(), lr=0.01, betas=(0.9, 0.99)))
-    matrices = {"tall.weight", "wide.weight", "conv.weight"}
-    for name, value in nets[0].state_dict().items():
-        same_as_adam = torch.allclose(value, nets[1].state_dict()[name], atol=1e-6)
-        assert same_as_adam == (name not in matrices), name
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon of its own to compare with")
-    options = {"lr": 0.01, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
-    theirs = nets[2]
-    theirs.conv = nn.Linear(81, 10)  # torch's takes matrices only
-    theirs.conv.weight.data = start["conv.weight"].flatten(1).clone()
-    muon = torch.optim.Muon([theirs.tall.weight, theirs.wide.weight, theirs.conv.weight], **options)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(4):
-        for name, parameter in nets[0].named_parameters():
-            gradient = torch.randn(parameter.shape, generator=generator)
-            theirs.get_parameter(name).grad = gradient.flatten(1) if name == "conv.weight" else gradient
-        muon.step()
-    for name in matrices:
-        moved = nets[0].get_parameter(name).detach().flatten(1) - start[name].flatten(1)
-        expected = theirs.get_parameter(name).detach() - start[name].flatten(1)
-        assert float((moved - expected).norm() / expected.norm()) < 0.02, name  # theirs computes in bfloat16
 
 
 class _Tape(TorchDispatchMode):
@@ -131,7 +84,7 @@ def test_muons_recorded_step_reads_rate_count_and_gradients_anew(tape):
     torch.manual_seed(0)
     nets = [_Mixed(), _Mixed()]
     nets[1].load_state_dict(nets[0].state_dict())
-    optimizers = [training.Muon(net, lr=0.01) for net in nets]
+    optimizers = [muon.Muon(net, lr=0.01) for net in nets]
     steps = [optimizers[0].step, training.recorded(optimizers[1].step, tape)]
     for net in nets:
         for parameter in net.parameters():
@@ -146,17 +99,6 @@ def test_muons_recorded_step_reads_rate_count_and_gradients_anew(tape):
             step()
     assert _same(*[net.state_dict() for net in nets])
     assert [float(group["steps"]) for group in optimizers[1].param_groups] == [0, 8]
-
-
-def test_orthogonalise_brings_the_singular_values_near_one():
-    torch.manual_seed(0)
-    matrices = [torch.randn(shape) for shape in ((12, 30), (30, 12), (12, 20), (9, 40))]
-    for matrix, found in zip(matrices, training.orthogonalise(matrices), strict=True):
-        values = torch.linalg.svdvals(found)
-        assert values.min() > 0.6
-        assert values.max() < 1.3
-        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-        assert float(((left.T @ found @ right.T).diagonal()).min()) > 0.6  # same directions
 
 
 def test_ema_equals_its_closed_form():
@@ -225,7 +167,7 @@ def _diffusion_run(folder, stops):
         torch.manual_seed(0)
         denoiser = diffusion.Denoiser(unet.UNet((8, 16), (1, 1)))
         ema = training.EMA(denoiser, 0.9)
-        optimizer = training.Muon(denoiser, lr=1e-3)
+        optimizer = muon.Muon(denoiser, lr=1e-3)
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
         limits = budget.Budget(parameters=10**6, steps=stops[-1])
         parts = {"net": denoiser, "ema": ema, "optimizer": optimizer, "scaler": scaler, "limits": limits}
@@ -233,8 +175,8 @@ def _diffusion_run(folder, stops):
         start, history = checkpoint.resume()
         history = torch.zeros(stops[-1]) if history is None else history
         for step in range(start, stop):
-            data.seed_step(0, step)
-            x, y = data.batch(images, labels, 8, 0, step)
+            batches.seed_step(0, step)
+            x, y = batches.batch(images, labels, 8, 0, step)
             loss = diffusion.loss(denoiser, x, y, label_dropout=0.3)[0].mean()
             optimizer.zero_grad()
             scaler.scale(loss).backward()

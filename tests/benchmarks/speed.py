@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import data, diffusion, fid, plots, training, unet
+from helpers import batches, data, diffusion, fid, muon, plots, training, unet
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3
@@ -68,7 +68,7 @@ def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
         exec(source, names)
         if "PARAMETER_LIMIT = " in source:  # the settings cell
             names |= {"COMPILE": compiled, "SAVE_EVERY": 10_000}
-    names["RUNS"], marks, seed_step = tempfile.mkdtemp(), {}, data.seed_step
+    names["RUNS"], marks, seed_step = tempfile.mkdtemp(), {}, batches.seed_step
 
     def marked(seed, step):
         if step in (WARM, WARM + TIMED):
@@ -141,7 +141,7 @@ class LibraryUNet(nn.Module):
 def growth(batch: int, size: int) -> float:
     """Images/s of a training step without its loop, at another batch or resolution."""
     denoiser = diffusion.Denoiser(unet.UNet()).to(DEVICE, memory_format=torch.channels_last)
-    optimizer = training.Muon(denoiser, 1e-3)
+    optimizer = muon.Muon(denoiser, 1e-3)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=DEVICE)
     labels = torch.randint(0, 100, (batch,), device=DEVICE)
     amp = training.amp_dtype(DEVICE)

@@ -1,0 +1,80 @@
+"""What happens to data on its way into a step: the batch of a step, normalisation, augmentation."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MEAN, STD = 0.1307, 0.3081  # MNIST's, with which the official AddNIST files are normalised
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make every random number that follows (noise, flips, dropout, …) a function of (seed, step)."""
+    torch.manual_seed(seed * 1_000_003 + step)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """An order of 0…count - 1, the same on every device; there once an epoch, so that no step waits for a copy."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
+
+
+def batch(images: Tensor, labels: Tensor, size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """The batch of a step: a function of (seed, step) alone, so a resumed run sees what it would have seen.
+
+    images (N, …), labels (N,), on any device; size in 1…N. Each epoch visits every example at most once, in a new
+    order; the last N mod size of an order are left out. Returns (size, …) and (size,).
+    """
+    count = len(images)
+    if not 1 <= size <= count:
+        raise ValueError(f"batch size must be in 1…{count}, got {size}")
+    epoch, position = divmod(step, count // size)
+    index = _epoch_order(count, seed, epoch, images.device)[position * size : (position + 1) * size]
+    return images[index], labels[index]
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 AddNIST images (B, 3, 28, 28) -> float32, normalised like the official files. Raises TypeError."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass what `data.addnist` returns")
+    return (images.float() / 255 - MEAN) / STD
+
+
+def shuffle_channels(images: Tensor) -> Tensor:
+    """Each image (B, 3, H, W) with its channels in a random order: another AddNIST image of the same label.
+
+    Random numbers come from torch's global generator.
+    """
+    order = torch.rand(len(images), 3, device=images.device).argsort(dim=1)
+    return images.gather(1, order[:, :, None, None].expand_as(images))
+
+
+def jitter(
+    images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: float = 0.0, bend: float = 0.0
+) -> Tensor:
+    """Each channel of each image turned, scaled, moved and bent at random: float (B, C, H, W) -> same, on its device.
+
+    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: the elastic deformation of Simard et
+    al. (2003), here a displacement of that many pixels (standard deviation) at 5 × 5 points, smooth in between. What
+    comes in from outside is the images' least value, the background. Bicubic, so that strokes stay as sharp as they
+    are in images that nobody moved. Random numbers come from torch's global generator.
+    """
+    if images.device.type == "mps":  # which has no bicubic grid_sample
+        return jitter(images.cpu(), degrees=degrees, scale=scale, shift=shift, bend=bend).to(images.device)
+    b, c, h, w = images.shape
+    like = {"device": images.device, "dtype": images.dtype}
+    angle, size_x, size_y, x, y = (torch.rand(5, b * c, **like) * 2 - 1).unbind()
+    cos, sin = (angle * math.radians(degrees)).cos(), (angle * math.radians(degrees)).sin()
+    size_x, size_y = 1 + scale * size_x, 1 + scale * size_y
+    rows = [cos * size_x, -sin * size_y, 2 * shift / w * x, sin * size_x, cos * size_y, 2 * shift / h * y]
+    theta = torch.stack(rows, dim=1).view(b * c, 2, 3)
+    grid = F.affine_grid(theta, [b * c, 1, h, w], align_corners=False)
+    points = torch.randn(b * c, 2, 5, 5, **like) * (2 * bend / w)
+    grid = grid + F.interpolate(points, size=(h, w), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    darkest, brightest = images.aminmax()
+    moved = F.grid_sample((images - darkest).view(b * c, 1, h, w), grid, mode="bicubic", align_corners=False)
+    return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest)  # bicubic overshoots at edges

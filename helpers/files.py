@@ -1,0 +1,120 @@
+"""All that touches a disk or a host: paths, atomic writes, verified reads, downloads, the lock of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+try:
+    import fcntl
+except ImportError:  # Windows, where every file system has locks
+    fcntl = None
+
+PATIENCE = 60.0  # seconds a host may stay silent during a download
+
+
+class DataError(RuntimeError):
+    """A file or a data set cannot be had; the message says what to do."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a leading ~ as the home folder."""
+    return Path(path).expanduser()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of `data` or nothing: write beside the target, flush to disk, rename. Raises OSError."""
+    part = path.with_name(f"{path.name}.part")  # left behind by a killed process, the next one overwrites it
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def verified(data: bytes, sha256: str) -> bool:
+    """Whether these bytes have this SHA-256, in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest() == sha256
+
+
+@contextmanager
+def clear_errors(name: str, hint: str) -> Iterator[None]:
+    """Turn whatever goes wrong while something is fetched or opened into one DataError with advice; silence, too.
+
+    Libraries and hosts fail in many ways (a status line that is none, a chunk cut short, a page in place of a file),
+    so every exception counts.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        said = str(error).strip() or "no reason was given"
+        raise DataError(
+            f"{name} could not be loaded ({type(error).__name__}: {said}). Check the connection and the free space and "
+            f"run this again; or {hint}."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def download(url: str, path: Path, *, hint: str, sha256: str | None = None) -> None:
+    """Fetch a file with a progress bar; verified, and in its place only when whole. Raises DataError."""
+    with clear_errors(path.name, hint):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+        if not path.stat().st_size:
+            path.unlink()
+            raise DataError(f"the host of {path.name} sent nothing: run this again later; or {hint}.")
+
+
+class Lock:
+    """Held by one process at a time, and free again when that ends, however it ends.
+
+    A file system without locks (some network drives, some clusters) refuses nobody: two runs into one folder are the
+    user's to avoid there, and a file that only says "locked" would outlive a killed job.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.lock = FileLock(path, timeout=0)
+
+    def acquire(self) -> bool:
+        """Whether it is ours. Makes the folder; raises OSError where that cannot be written to."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not _has_locks(self.path.parent):
+            return True
+        try:
+            self.lock.acquire()
+        except Timeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        self.lock.release()
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether files in this folder can be locked; tried on a file that nobody else knows."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        try:
+            if fcntl:
+                fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # ENOLCK, EOPNOTSUPP, ENOSYS
+            return False
+    return True

@@ -1,0 +1,90 @@
+"""Muon, the optimiser of the U-Net: orthogonal steps for matrices, Adam for the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the weights of linear and convolutional layers, Adam for everything else, with one learning rate.
+
+    A weight is taken as a matrix (out, in·k·k). Its step is the momentum of its gradient made orthogonal, so that all
+    directions move by the same amount, and scaled to the size of a typical Adam step. Biases, norms, embeddings and
+    matrices of at most 8 rows or columns (the head of a U-Net) get Adam with betas (0.9, 0.99), no weight decay.
+    Sources: Jordan et al. 2024 (Muon); Liu et al. 2025 (one learning rate for both, "match RMS").
+    """
+
+    def __init__(self, net: nn.Module, lr: float):
+        layers = [m.weight for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        matrices = [weight for weight in layers if min(weight.flatten(1).shape) > 8]
+        taken = set(map(id, matrices))
+        rest = [parameter for parameter in net.parameters() if id(parameter) not in taken]
+        super().__init__([{"params": matrices}, {"params": rest}], {"lr": lr, "steps": 0})
+        self._numbers_to_device()
+
+    def _numbers_to_device(self) -> None:
+        """Rate and count become tensors beside the weights, so that a step recorded once reads them each time."""
+        for group in self.param_groups:
+            for name in ("lr", "steps"):
+                group[name] = torch.tensor(float(group[name]), device=group["params"][0].device)
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._numbers_to_device()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        matrices, rest = self.param_groups
+        weights, gradients, (averages,) = self._with_state(matrices, "average")
+        torch._foreach_lerp_(averages, gradients, 0.05)  # momentum 0.95
+        ahead = torch._foreach_lerp(gradients, averages, 0.95)  # Nesterov's look ahead
+        updates = orthogonalise([matrix.flatten(1) for matrix in ahead])
+        torch._foreach_mul_(updates, [0.2 * max(update.shape) ** 0.5 for update in updates])
+        torch._foreach_mul_(updates, matrices["lr"])
+        torch._foreach_sub_(weights, [u.reshape(w.shape) for u, w in zip(updates, weights, strict=True)])
+
+        weights, gradients, (averages, squares) = self._with_state(rest, "average", "square")
+        rest["steps"] += 1
+        torch._foreach_lerp_(averages, gradients, 0.1)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 0.01)
+        spreads = torch._foreach_sqrt(squares)
+        torch._foreach_div_(spreads, (1 - 0.99 ** rest["steps"]) ** 0.5)
+        torch._foreach_add_(spreads, 1e-8)
+        updates = torch._foreach_div(averages, spreads)
+        torch._foreach_mul_(updates, rest["lr"] / (1 - 0.9 ** rest["steps"]))
+        torch._foreach_sub_(weights, updates)
+
+    def _with_state(self, group: dict, *names: str) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+        """A group's parameters that have a gradient, the gradients, and their state by name, zero at first."""
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight] = {name: torch.zeros_like(weight) for name in names}
+        return weights, [w.grad for w in weights], [[self.state[w][name] for w in weights] for name in names]
+
+
+def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
+    """Each matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
+
+    Matrices with the same number of rows (or columns, where those are fewer) go together, padded with columns of
+    zeros, which stay zero and change no singular value. In half precision on a GPU, which is precise enough here.
+    Source: the quintic polynomial of Jordan et al. 2024.
+    """
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
+    out = list(matrices)
+    for rows in {len(matrix) for matrix in wide}:
+        group = [i for i, matrix in enumerate(wide) if len(matrix) == rows]
+        columns = max(wide[i].shape[1] for i in group)
+        x = torch.stack([F.pad(wide[i], (0, columns - wide[i].shape[1])) for i in group])
+        x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+        if x.is_cuda:
+            x = x.to(torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
+        for _ in range(5):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        for i, matrix in zip(group, x.float(), strict=True):
+            found = matrix[:, : wide[i].shape[1]]
+            out[i] = found if wide[i] is matrices[i] else found.T
+    return out

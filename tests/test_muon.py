@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from helpers import muon
+
+
+class _Mixed(nn.Module):
+    """A tall, a wide and a thin matrix, a convolution, biases and an embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.tall, self.wide, self.thin = nn.Linear(12, 40), nn.Linear(40, 16), nn.Linear(16, 3)
+        self.conv, self.table = nn.Conv2d(9, 10, 3), nn.Embedding(20, 12)
+
+
+def _steps(net, optimizer, steps=4):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for parameter in net.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def test_muon_equals_adam_and_torchs_own_muon_on_their_shares():
+    torch.manual_seed(0)
+    nets = [_Mixed() for _ in range(3)]
+    for net in nets[1:]:
+        net.load_state_dict(nets[0].state_dict())
+    start = {name: value.clone() for name, value in nets[0].state_dict().items()}
+    _steps(nets[0], muon.Muon(nets[0], lr=0.01))
+    _steps(nets[1], torch.optim.Adam(nets[1].parameters(), lr=0.01, betas=(0.9, 0.99)))
+    matrices = {"tall.weight", "wide.weight", "conv.weight"}
+    for name, value in nets[0].state_dict().items():
+        same_as_adam = torch.allclose(value, nets[1].state_dict()[name], atol=1e-6)
+        assert same_as_adam == (name not in matrices), name
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon of its own to compare with")
+    options = {"lr": 0.01, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+    theirs = nets[2]
+    theirs.conv = nn.Linear(81, 10)  # torch's takes matrices only
+    theirs.conv.weight.data = start["conv.weight"].flatten(1).clone()
+    reference = torch.optim.Muon([theirs.tall.weight, theirs.wide.weight, theirs.conv.weight], **options)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        for name, parameter in nets[0].named_parameters():
+            gradient = torch.randn(parameter.shape, generator=generator)
+            theirs.get_parameter(name).grad = gradient.flatten(1) if name == "conv.weight" else gradient
+        reference.step()
+    for name in matrices:
+        moved = nets[0].get_parameter(name).detach().flatten(1) - start[name].flatten(1)
+        expected = theirs.get_parameter(name).detach() - start[name].flatten(1)
+        assert float((moved - expected).norm() / expected.norm()) < 0.02, name  # theirs computes in bfloat16
+
+
+def test_orthogonalise_brings_the_singular_values_near_one():
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape) for shape in ((12, 30), (30, 12), (12, 20), (9, 40))]
+    for matrix, found in zip(matrices, muon.orthogonalise(matrices), strict=True):
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        assert float(((left.T @ found @ right.T).diagonal()).min()) > 0.6  # same directions
