@@ -26,9 +26,9 @@ class Muon(torch.optim.Optimizer):
 
     def _numbers_to_device(self) -> None:
         """Rate and count become tensors beside the weights, so that a step recorded once reads them each time."""
+        device = next(weight.device for group in self.param_groups for weight in group["params"])
         for group in self.param_groups:
-            for name in ("lr", "steps"):
-                group[name] = torch.tensor(float(group[name]), device=group["params"][0].device)
+            group |= {name: torch.tensor(float(group[name]), device=device) for name in ("lr", "steps")}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
@@ -37,23 +37,32 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         matrices, rest = self.param_groups
-        weights, gradients, (averages,) = self._with_state(matrices, "average")
+        self._orthogonal_step(matrices)
+        self._adam_step(rest)
+
+    def _orthogonal_step(self, group: dict) -> None:
+        weights, gradients, (averages,) = self._with_state(group, "average")
+        if not weights:
+            return
         torch._foreach_lerp_(averages, gradients, 0.05)  # momentum 0.95
         ahead = torch._foreach_lerp(gradients, averages, 0.95)  # Nesterov's look ahead
         updates = orthogonalise([matrix.flatten(1) for matrix in ahead])
         torch._foreach_mul_(updates, [0.2 * max(update.shape) ** 0.5 for update in updates])
-        torch._foreach_mul_(updates, matrices["lr"])
+        torch._foreach_mul_(updates, group["lr"])
         torch._foreach_sub_(weights, [u.reshape(w.shape) for u, w in zip(updates, weights, strict=True)])
 
-        weights, gradients, (averages, squares) = self._with_state(rest, "average", "square")
-        rest["steps"] += 1
+    def _adam_step(self, group: dict) -> None:
+        weights, gradients, (averages, squares) = self._with_state(group, "average", "square")
+        if not weights:
+            return
+        group["steps"] += 1
         torch._foreach_lerp_(averages, gradients, 0.1)
         torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 0.01)
         spreads = torch._foreach_sqrt(squares)
-        torch._foreach_div_(spreads, (1 - 0.99 ** rest["steps"]) ** 0.5)
+        torch._foreach_div_(spreads, (1 - 0.99 ** group["steps"]) ** 0.5)
         torch._foreach_add_(spreads, 1e-8)
         updates = torch._foreach_div(averages, spreads)
-        torch._foreach_mul_(updates, rest["lr"] / (1 - 0.9 ** rest["steps"]))
+        torch._foreach_mul_(updates, group["lr"] / (1 - 0.9 ** group["steps"]))
         torch._foreach_sub_(weights, updates)
 
     def _with_state(self, group: dict, *names: str) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:

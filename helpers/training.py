@@ -41,9 +41,9 @@ def check_settings(values: dict, **rules: list | tuple) -> None:
         for number in value if isinstance(value, list | tuple) else [value]:
             is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
             if not is_number or (least is not None and number < least) or (most is not None and number > most):
-                limits = [f", {word} {limit:,}" for word, limit in (("at least", least), ("at most", most))
-                          if limit is not None]  # fmt: skip
-                raise ValueError(f"{name} must be a number{' and'.join(limits)}, got {number!r}")
+                limits = ((word, limit) for word, limit in (("least", least), ("most", most)) if limit is not None)
+                allowed = " and".join(f" at {word} {limit:,}" for word, limit in limits)
+                raise ValueError(f"{name} must be a number{',' * bool(allowed)}{allowed}, got {number!r}")
         if isinstance(value, list | tuple) and not value:
             raise ValueError(f"{name} must not be empty")
 

@@ -139,9 +139,9 @@ def official(monkeypatch):
     return files
 
 
-def _zip(path, members):
+def _zip(path, members, compression=zipfile.ZIP_STORED):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as bundle:
+    with zipfile.ZipFile(path, "w", compression) as bundle:
         for name, content in members.items():
             bundle.writestr(name, content)
 
@@ -206,3 +206,43 @@ def test_a_folder_one_may_not_write_to_is_said(tmp_path, monkeypatch, official):
     with pytest.raises(data.DataError, match="No space left.*free some space"):
         data.addnist(tmp_path, "train")
     assert [p.name for p in tmp_path.rglob("*") if p.is_file() and p.parent.name == "AddNIST"] == ["addnist.zip"]
+
+
+def test_a_home_folder_is_a_home_folder(tmp_path, monkeypatch, official):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    _zip(tmp_path / "sets" / "AddNIST" / "addnist.zip", {f"{n}.npy": c for n, c in official.items()})
+    assert len(data.addnist("~/sets", "train")[0]) == 4
+    asked = []
+
+    class Library:
+        classes, base_folder = ["apple"], "none"
+
+        def __init__(self, root, **_):
+            asked.append(root)
+            raise RuntimeError("Dataset not found or corrupted.")
+
+    for name in ("CIFAR100", "MNIST"):
+        monkeypatch.setattr(f"torchvision.datasets.{name}", Library)
+    for call in (data.cifar100, data.digits):
+        with pytest.raises(data.DataError, match="not found or corrupted.*'demo'"):
+            call("~/sets", "train")
+    assert asked == [str(tmp_path / "sets")] * 2
+
+
+@pytest.mark.parametrize("damage", ["page", "empty", "deflated bytes overwritten", "another file"])
+def test_what_comes_in_place_of_the_zip_is_removed_and_the_way_out_named(tmp_path, official, damage):
+    archive = tmp_path / "AddNIST" / "addnist.zip"
+    members = {f"{n}.npy": c for n, c in official.items()}
+    if damage == "another file":
+        members["test_y.npy"] = members["train_y.npy"]
+    _zip(archive, members, zipfile.ZIP_DEFLATED)
+    content = bytearray(archive.read_bytes())
+    if damage == "deflated bytes overwritten":
+        content[2000:2064] = bytes(64)
+    whole = {"page": b"<!doctype html><title>Please log in</title>", "empty": b""}
+    archive.write_bytes(whole.get(damage, bytes(content)))
+    with pytest.raises(data.DataError, match="deleted: run this again.*'rebuilt'.*'demo'"):
+        data.addnist(tmp_path, "train")
+    assert not archive.exists()
+    assert not list(tmp_path.rglob("*.part"))

@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import os
 import socket
 import threading
 from contextlib import contextmanager, suppress
@@ -47,3 +49,70 @@ def test_a_host_that_falls_silent_is_not_waited_for_for_ever(tmp_path, monkeypat
         files.download(f"http://127.0.0.1:{port}/file", tmp_path / "target.bin", hint="skip it")
     assert not list(tmp_path.iterdir())
     assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        b"this is no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\nhalf a chunk\r\nno length\r\n",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    ],
+    ids=["empty", "not HTTP", "broken chunk", "not found"],
+)
+def test_whatever_a_host_answers_becomes_one_sentence_with_a_way_out(tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(files, "PATIENCE", 1.0)
+    with _host_that_sends(answer) as port, pytest.raises(files.DataError, match="target.bin.*skip it") as caught:
+        files.download(f"http://127.0.0.1:{port}/file", tmp_path / "target.bin", hint="skip it")
+    assert "()" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_without_words_still_says_what_it_was():
+    with pytest.raises(files.DataError, match=r"the set could not be loaded \(EOFError: no reason was given\)"):
+        with files.clear_errors("the set", "skip it"):
+            raise EOFError
+
+
+def test_a_keyboard_interrupt_stays_one():
+    with pytest.raises(KeyboardInterrupt), files.clear_errors("the set", "skip it"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="every file system has locks here")
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch, reason):
+    def flock(*_):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    locks = [files.Lock(tmp_path / "runs" / ".run.lock") for _ in range(2)]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".run.lock").write_text("12345\nanother-host\n")  # as a killed job leaves it behind
+    assert [lock.acquire() for lock in locks] == [True, True]
+    for lock in locks:
+        lock.release()
+
+
+def test_a_lock_is_held_by_one_and_free_again_afterwards(tmp_path):
+    first, second = (files.Lock(tmp_path / ".run.lock") for _ in range(2))
+    assert first.acquire()
+    assert not second.acquire()
+    first.release()
+    assert second.acquire()
+    second.release()
+
+
+def test_nothing_but_the_whole_file_is_ever_in_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "deep" / "file"
+    files.write_atomically(target, b"first")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_atomically(target, b"second")
+    assert target.read_bytes() == b"first"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]

@@ -62,3 +62,12 @@ def test_orthogonalise_brings_the_singular_values_near_one():
         assert values.max() < 1.3
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         assert float(((left.T @ found @ right.T).diagonal()).min()) > 0.6  # same directions
+
+
+def test_a_net_without_matrices_is_left_to_adam():
+    torch.manual_seed(0)
+    nets = [nn.Linear(2, 3), nn.Linear(2, 3)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    _steps(nets[0], muon.Muon(nets[0], lr=0.01))
+    _steps(nets[1], torch.optim.Adam(nets[1].parameters(), lr=0.01, betas=(0.9, 0.99)))
+    torch.testing.assert_close(nets[0].weight, nets[1].weight)

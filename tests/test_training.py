@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -140,6 +142,19 @@ def test_amp_dtype_does_not_believe_in_emulation(monkeypatch, real_bf16, expecte
     assert training.amp_dtype(torch.device("cuda")) is expected
 
 
+def test_check_settings():
+    values = {"A": "yes", "B": 3, "C": [1, 2.5], "D": np.float64(0.5), "E": (0.0, 6.0)}
+    training.check_settings(values, A=["yes", "no"], B=(3, 3), C=(1, None), D=(0, 1), E=(0, None))
+    for rules, said in [
+        ({"A": ["no"]}, "A must be one of 'no', got 'yes'"),
+        ({"A": (0, 1)}, "A must be a number, at least 0 and at most 1, got 'yes'"),
+        ({"B": (4, None)}, "B must be a number, at least 4, got 3"),
+        ({"C": (None, 2)}, "C must be a number, at most 2, got 2.5"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{said}$"):
+            training.check_settings(values, **rules)
+
+
 def test_check_finite():
     training.check_finite(torch.ones(3), 5)
     with pytest.raises(training.TrainingError, match=r"near step 5.*lower LR"):
@@ -257,6 +272,83 @@ def test_other_settings_are_another_file(tmp_path):
         other.resume()
 
 
+def test_a_run_goes_on_with_a_gradscaler_that_it_did_not_begin_with(tmp_path):
+    """In bfloat16 at first, then on a card that has float16 only; and the other way round."""
+    for first, then in ((False, True), (True, False)):
+        folder = tmp_path / str(first)
+        scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, enabled=enabled) for enabled in (first, then)]
+        for scaler in scalers:
+            scaler.scale(torch.ones(1))
+        saved = training.Checkpoint(folder, "run", {}, scaler=scalers[0], net=nn.Linear(2, 2))
+        saved.save(3, torch.zeros(3))
+        resumed = training.Checkpoint(folder, "run", {}, scaler=scalers[1], net=nn.Linear(2, 2))
+        assert resumed.resume()[0] == 3
+        assert _same(resumed.parts["net"].state_dict(), saved.parts["net"].state_dict())
+        assert scalers[1].is_enabled() is then
+
+
+def test_a_checkpoint_of_another_shape_is_refused_and_changes_nothing(tmp_path):
+    def parts(width):
+        net = nn.Linear(2, width)
+        return {"limits": budget.Budget(parameters=99, steps=9), "optimizer": muon.Muon(net, 0.1), "net": net}
+
+    saved = training.Checkpoint(tmp_path, "run", {}, **parts(3))
+    saved.parts["limits"].steps_used = 5
+    saved.save(5, torch.zeros(3))
+    resumed = training.Checkpoint(tmp_path, "run", {}, **parts(4))
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in resumed.parts.items()}
+    with pytest.raises(training.TrainingError, match="another shape: move it away"):
+        resumed.resume()
+    assert _same(before, {name: part.state_dict() for name, part in resumed.parts.items()})
+
+
+@pytest.mark.parametrize("lr", [np.sqrt(1e-5), np.linspace(0, 1, 4)[1], np.float32(0.25)])
+def test_numpys_numbers_are_read_again_bit_for_bit(tmp_path, lr):
+    def run(folder, stops):
+        for stop in stops:
+            torch.manual_seed(0)
+            net = nn.Linear(3, 2)
+            optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=np.float64(0.1))
+            checkpoint = training.Checkpoint(folder, "run", {"lr": lr}, net=net, optimizer=optimizer)
+            for step in range(checkpoint.resume()[0], stop):
+                batches.seed_step(0, step)
+                training.set_lr(optimizer, lr * training.lr_factor(step, 4))
+                optimizer.zero_grad()
+                net(torch.randn(2, 3)).square().sum().backward()
+                optimizer.step()
+            checkpoint.save(stop, torch.zeros(4))
+        return checkpoint
+
+    whole, parts = run(tmp_path / "a", [4]), run(tmp_path / "b", [1, 4])
+    assert _same(whole.parts["net"].state_dict(), parts.parts["net"].state_dict())
+    plain = training.Checkpoint(tmp_path, "run", {"lr": float(lr)})
+    assert plain.path.name == whole.path.name  # an equal number is the same setting
+    training.save_card("card", {"lr": lr}, tmp_path)
+    assert training.load_card("card", tmp_path)["lr"] == float(lr)
+
+
+def test_a_resumed_run_says_when_it_was_made_how_to_train_anew_and_that_the_code_has_changed(
+    tmp_path, monkeypatch, capsys
+):
+    _checkpoint(tmp_path).save(7, torch.zeros(3))
+    _checkpoint(tmp_path).resume()
+    said = capsys.readouterr().out
+    assert re.search(r"run-\w+\.ckpt, \d{4}-\d\d-\d\d: goes on after step 7\. To train anew, delete it\.", said)
+    monkeypatch.setattr(training, "_code", lambda: "other")
+    _checkpoint(tmp_path).resume()
+    assert "the code in helpers/ has changed since" in capsys.readouterr().out
+
+
+def test_a_home_folder_is_a_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with training.Checkpoint("~/runs", "run", {}, net=nn.Linear(2, 2)) as checkpoint:
+        checkpoint.save(1, torch.zeros(1))
+    training.save_weights("classifier_paper", classifiers.PaperClassifier(), {}, "~/runs")
+    training.load_weights("classifier_paper", "~/runs")
+    assert sorted(path.suffix for path in (tmp_path / "runs").glob("[!.]*")) == [".ckpt", ".json", ".pt"]
+
+
 def test_a_failed_save_keeps_the_previous_one(tmp_path, monkeypatch):
     checkpoint = _checkpoint(tmp_path)
     checkpoint.save(5, torch.zeros(3))
@@ -314,7 +406,8 @@ def test_an_interrupt_says_where_the_run_stands(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "error", [torch.cuda.OutOfMemoryError("CUDA out of memory."),
-              RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")]
+              RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+              RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, other allocations: 1 GB).")]
 )  # fmt: skip
 def test_out_of_memory_becomes_advice(tmp_path, error):
     with (
