@@ -73,6 +73,16 @@ def test_paths_have_one_level_more_than_steps_and_fall_to_zero():
     assert float(diffusion.karras_path(18)[-2]) == pytest.approx(0.002)
 
 
+@pytest.mark.parametrize(("steps", "below"), [(501, 500), (600, 500), (750, 500), (999, 500), (334, 333), (7, 5)])
+def test_ddpm_path_starts_high_also_where_steps_do_not_divide(steps, below):
+    """At least as near the last level as the next smaller number of steps that divides the thousand, or nearly."""
+    first = diffusion.ddpm_path(steps)[0]
+    assert diffusion.ddpm_path(below)[0] <= first <= diffusion.ddpm_path(1000)[0]
+    levels = diffusion.ddpm_sigmas()
+    for steps in (1, 2, 10, 50, 500, 1000):  # these divide: every (1000 / steps)-th level, as ever
+        assert torch.equal(diffusion.ddpm_path(steps)[:-1].flip(0), levels[:: 1000 // steps])
+
+
 @pytest.mark.parametrize("bad", [0, 1001])
 def test_ddpm_path_refuses(bad):
     with pytest.raises(ValueError, match="1…1000"):

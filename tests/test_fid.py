@@ -136,6 +136,8 @@ def test_fewer_samples_than_features(rng):
 def test_bad_input_is_refused():
     with pytest.raises(TypeError, match="uint8"):
         fid.features(torch.rand(2, 3, 32, 32))
+    with pytest.raises(TypeError, match="expected a tensor, got ndarray.*torch.as_tensor"):
+        fid.features(np.zeros((2, 3, 32, 32), dtype=np.uint8))
     for distance in (fid.frechet_distance, fid.mean_distance):
         with pytest.raises(ValueError, match="NaN"):
             distance(torch.full((4, 2), float("nan")), torch.zeros(4, 2))

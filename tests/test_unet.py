@@ -105,3 +105,10 @@ def test_the_norm_compiled_for_a_gpu_is_torchs_own(monkeypatch):
     gradients = [torch.autograd.grad((out * weights).sum(), [x, norm.weight, norm.bias]) for out in (found, expected)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([8.0]), torch.zeros(3), torch.zeros(128), torch.zeros(3, 127)])
+def test_float_labels_that_are_no_embeddings_are_refused(labels):
+    x, noise, _ = _inputs()
+    with pytest.raises(ValueError, match=r"int64 \(3,\) or class embeddings float \(3, 128\)"):
+        unet.UNet((8, 16), (1, 1), 5)(x, noise, labels)

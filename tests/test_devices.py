@@ -1,0 +1,169 @@
+"""What must work where this machine cannot be: Apple's GPUs, other defaults, other backends, other terminals."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from helpers import batches, classifiers, data, diffusion, fid, interpolation, muon, plots, training, unet
+
+ROOT = Path(__file__).parent.parent
+MPS = torch.device("mps")
+
+
+class OnMPS(torch.Tensor):
+    """A tensor on the CPU that refuses what Apple's GPUs refuse: float64, and bicubic grid_sample."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        if function == torch.Tensor.device.__get__:
+            return MPS
+        if function is torch.Tensor.double or torch.float64 in (*args[1:], *kwargs.values()):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        if function is F.grid_sample and kwargs.get("mode") == "bicubic":
+            raise NotImplementedError("grid_sampler_2d: bicubic is not implemented for MPS")
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def _on_mps(x):
+    return x.as_subclass(OnMPS)
+
+
+@pytest.fixture
+def back(monkeypatch):
+    """What is sent to the GPU stays where it is, since there is none; the list of it."""
+    sent, to = [], torch.Tensor.to
+
+    def stay(x, *args, **options):
+        sent.extend([x] * (MPS in args))
+        args = [arg for arg in args if arg != MPS]
+        return to(x, *args, **options) if args or options else x
+
+    monkeypatch.setattr(torch.Tensor, "to", stay)
+    return sent
+
+
+def test_the_stand_in_refuses():
+    with pytest.raises(TypeError, match="float64"):
+        _on_mps(torch.ones(2)).double()
+    with pytest.raises(TypeError, match="float64"):
+        _on_mps(torch.ones(2)).to(torch.float64)
+
+
+def test_training_curves_and_distances_of_tensors_on_an_apple_gpu():
+    loss = torch.cat([torch.rand(50), torch.full((50,), torch.nan)])
+    found, expected = (plots.training_curves({"": {"loss": place(loss)}}) for place in (_on_mps, torch.Tensor.clone))
+    for a, b in zip(found.axes[0].lines, expected.axes[0].lines, strict=True):
+        assert a.get_ydata().tolist() == b.get_ydata().tolist()
+    a, b = torch.randn(2, 8, 3).unbind()
+    for distance in (fid.frechet_distance, fid.mean_distance):
+        assert distance(_on_mps(a), _on_mps(b)) == distance(a, b)
+
+
+def test_slerp_and_retime_on_an_apple_gpu(back):
+    a, b, t = torch.randn(3, 4), torch.randn(3, 4), torch.tensor([0.0, 0.3, 1.0])
+    assert torch.equal(interpolation.slerp(_on_mps(a), _on_mps(b), t), interpolation.slerp(a, b, t))
+    assert len(back) == 1
+    positions, lengths = torch.linspace(0, 1, 4), torch.rand(3, 2)
+    found = interpolation.retime(_on_mps(positions), _on_mps(lengths), 3)
+    assert torch.equal(found, interpolation.retime(positions, lengths, 3))
+
+
+def test_jitter_on_an_apple_gpu_takes_the_cpu(back):
+    images = batches.normalise(torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8))
+    torch.manual_seed(0)
+    expected = batches.jitter(images, degrees=10, shift=2, bend=1)
+    torch.manual_seed(0)
+    assert torch.equal(batches.jitter(_on_mps(images), degrees=10, shift=2, bend=1), expected)
+    assert len(back) == 1
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_another_default_dtype(float64):
+    torch.manual_seed(0)
+    denoiser = diffusion.Denoiser(unet.UNet((8, 16), (1, 1), 5))
+    images, labels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), torch.arange(4)
+    ema, optimizer = training.EMA(denoiser, 0.9), muon.Muon(denoiser, 0.001)
+    diffusion.loss(denoiser, images, labels, label_dropout=0.1)[0].mean().backward()
+    optimizer.step()
+    ema.update(denoiser)
+    drawn = diffusion.sample(ema.module, labels, path=diffusion.karras_path(2), guidance=2.0)
+    assert drawn.dtype == torch.uint8
+    pairs, noises = (labels, labels.flip(0)), diffusion.starting_noise(8, 0).split(4)
+    assert interpolation.between(denoiser, pairs, noises, torch.tensor([0.5]), path=diffusion.karras_path(2)).shape[0]
+    digits = batches.jitter(batches.normalise(data.addnist("", "test", "demo")[0][:4]), degrees=10, shift=1, bend=1)
+    for net in (classifiers.PaperClassifier(), classifiers.DigitSumClassifier()):
+        assert net(digits).shape == (4, 20)
+    assert fid.features(images, lambda x: x.flatten(1)[:, :4]).dtype == torch.float32
+
+
+SHOW = """
+import torch
+from helpers import plots
+plots.bars({"a": 1.0}, title="t")
+"""
+
+
+@pytest.mark.parametrize("backend", ["Agg", "svg", None])
+def test_pictures_appear_whatever_the_backend(tmp_path, backend):
+    cell = {"cell_type": "code", "metadata": {}, "source": SHOW, "outputs": [], "execution_count": None, "id": "a"}
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "n.ipynb").write_text(json.dumps(notebook))
+    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"PYTHONPATH": str(ROOT)}
+    environment |= {"MPLBACKEND": backend} if backend else {}
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "n.ipynb"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    (executed,) = json.loads((tmp_path / "n.ipynb").read_text())["cells"]
+    assert "image/png" in executed["outputs"][-1]["data"]
+
+
+def test_a_terminal_that_knows_ascii_only_is_written_to():
+    program = "from helpers import plots; print('1 ± 2 …')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1 ? 2 ?\n"
+
+
+# --- packages ---------------------------------------------------------------------------------------------------
+
+PACKAGES = {"PIL": "pillow", "IPython": "ipython", "cleanfid": "clean-fid"}  # where the package has another name
+COMMANDS = {"jupyterlab", "nbmake", "pytest"}  # used, not imported
+
+
+def _imports(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+def test_every_direct_import_stands_in_requirements_with_the_least_version_that_works():
+    found = set()
+    for path in [*ROOT.glob("helpers/*.py"), *ROOT.glob("tests/*.py")]:
+        found |= set(_imports(path.read_text(encoding="utf-8")))
+    for path in ROOT.glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                found |= set(_imports("".join(cell["source"])))
+    outside = {PACKAGES.get(name, name) for name in found - set(sys.stdlib_module_names) - {"helpers", "tests"}}
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    named = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in lines if line and line[0] != "#")
+    assert set(named) == outside | COMMANDS
+    assert tuple(map(int, named["pillow"].split("."))) >= (10, 1)  # ImageFont.load_default(size=…)
