@@ -1,4 +1,5 @@
 import math
+import types
 from collections import deque
 
 import pytest
@@ -126,6 +127,43 @@ def test_epsilon_loss_is_the_plain_error_of_the_noise(denoiser):
     x_t = alpha_bar.sqrt() * diffusion.to_float(images) + (1 - alpha_bar).sqrt() * noise
     error = (epsilon.net(x_t, sigma.log() / 4, labels) - noise).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses, error, rtol=2e-3, atol=1e-4)
+
+
+def test_edm_loss_is_the_textbooks(denoiser):
+    """Karras et al. 2022, table 1, at the same random numbers, written out."""
+    images, labels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6) % 5
+    torch.manual_seed(3)
+    losses, sigma = diffusion.loss(denoiser, images, labels)
+    torch.manual_seed(3)
+    expected = torch.exp(-1.2 + 1.2 * torch.randn(6))
+    torch.testing.assert_close(sigma, expected)
+    y, s = images.float() / 127.5 - 1, expected[:, None, None, None]
+    noisy = y + s * torch.randn(6, 3, 8, 8)
+    total = s**2 + 0.5**2
+    skip, out, c_in = 0.5**2 / total, s * 0.5 / total.sqrt(), 1 / total.sqrt()
+    estimate = skip * noisy + out * denoiser.net(c_in * noisy, expected.log() / 4, labels)
+    weight = (total / (s * 0.5) ** 2).flatten()
+    torch.testing.assert_close(losses, weight * (estimate - y).square().mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_as_many_labels_are_hidden_as_said(share):
+    seen = []
+
+    class Net(torch.nn.Module):
+        classes = 5
+
+        def forward(self, x, noise, labels):
+            seen.append(labels)
+            return x
+
+    labels = torch.arange(20_000) % 5
+    torch.manual_seed(0)
+    diffusion.loss(diffusion.Denoiser(Net()), torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8), labels,
+                   label_dropout=share)  # fmt: skip
+    hidden = seen[0] == 5
+    assert float(hidden.float().mean()) == pytest.approx(share, abs=0.01)
+    assert torch.equal(seen[0][~hidden], labels[~hidden])
 
 
 @pytest.mark.parametrize("prediction", ["edm", "epsilon"])
@@ -256,6 +294,72 @@ def test_guidance(denoiser):
         assert torch.equal(diffusion.guided(denoiser, labels, 1.0)(x, 1.0), plain)
         assert torch.equal(diffusion.guided(denoiser, labels, 3.0, (2.0, 9.0))(x, 1.0), plain)
         torch.testing.assert_close(diffusion.guided(denoiser, labels, 3.0)(x, 1.0), null + 3 * (plain - null))
+
+
+@pytest.mark.parametrize(
+    ("sigma", "calls"), [(0.049, 1), (0.05, 2), (0.051, 2), (5.99, 2), (6.0, 2), (6.01, 1), (80.0, 1), (0.002, 1)]
+)
+def test_guidance_acts_between_both_ends_of_its_interval_and_only_there(sigma, calls):
+    asked = []
+
+    def denoiser(x, sigma, labels):
+        asked.append(labels.tolist())
+        return x
+
+    denoiser.net = types.SimpleNamespace(classes=7)
+    x, labels = torch.zeros(2, 3, 4, 4), torch.tensor([1, 2])
+    diffusion.guided(denoiser, labels, 2.0, (0.05, 6.0))(x, sigma)
+    assert asked == [[1, 2], [7, 7]][:calls]
+    asked.clear()
+    diffusion.guided(denoiser, labels, 1.0, (0.05, 6.0))(x, sigma)  # without strength it costs nothing
+    assert asked == [[1, 2]]
+
+
+def test_the_default_interval_is_everywhere_and_the_default_scale_none(denoiser):
+    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
+    with torch.no_grad():
+        for sigma in (0.002, 80.0):
+            plain, null = denoiser(x, sigma, labels), denoiser(x, sigma, torch.tensor([5, 5]))
+            assert torch.equal(diffusion.guided(denoiser, labels)(x, sigma), plain)
+            torch.testing.assert_close(diffusion.guided(denoiser, labels, 2.0)(x, sigma), 2 * plain - null)
+
+
+def test_sample_draws_by_its_own_defaults(denoiser):
+    """Eighteen steps of DPM-Solver++ along Karras' levels, no guidance, noise of seed 0; images in -1…1 to bytes."""
+    labels = torch.tensor([3, 1])
+    levels = torch.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), 18, dtype=torch.float64) ** 7
+    torch.testing.assert_close(diffusion.karras_path()[:-1], levels)
+    with torch.no_grad():
+        x = diffusion.starting_noise(2, 0) * 80
+        last = None
+        for sigma, following in zip(levels.tolist(), [*levels.tolist()[1:], 0.0], strict=True):
+            clean = target = denoiser(x, sigma, labels)
+            if last is not None and following > 0:  # Lu et al. 2022, algorithm 2, in σ
+                h, h_last = math.log(sigma / following), math.log(last[1] / sigma)
+                target = (1 + h / (2 * h_last)) * clean - h / (2 * h_last) * last[0]
+            x = following / sigma * x + (1 - following / sigma) * target
+            last = clean, sigma
+    expected = ((x.clamp(-1, 1) + 1) / 2 * 255).round()
+    assert (diffusion.sample(denoiser, labels).float() - expected).abs().max() <= 1
+
+
+def test_samplers_by_name_are_the_solvers(denoiser):
+    labels, noise = torch.tensor([3, 1]), diffusion.starting_noise(2, 5)
+    guided = diffusion.guided(denoiser, labels, 2.0, (0.1, 5.0))
+    options = {"seed": 5, "path": SHORT, "guidance": 2.0, "interval": (0.1, 5.0)}
+    solvers = {
+        "multistep": diffusion.multistep_steps,
+        "heun": diffusion.heun_steps,
+        "ancestral": diffusion.ancestral_steps,
+    }
+    drawn = []
+    for name, solver in solvers.items():
+        with torch.no_grad():
+            *_, end = solver(guided, noise * 80, SHORT)
+        drawn.append(diffusion.sample(denoiser, labels, sampler=name, **options))
+        assert torch.equal(drawn[-1], diffusion.to_uint8(end))
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
 
 
 def test_sample_refuses(denoiser):

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -157,3 +159,27 @@ def test_network_host_down(tmp_path, monkeypatch):
     with pytest.raises(data.DataError, match="inception-2015-12-05.pt could not be loaded"):
         fid.load_network(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class _Scripted(torch.nn.Module):
+    """A network of one convolution, written as a file in place of the published one; the first of two as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Conv2d(3, 5, 1, bias=False)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.parametrize("name", list(fid.NETWORKS))
+def test_the_network_sees_pixels_less_128_over_128(tmp_path, monkeypatch, name):
+    torch.manual_seed(0)
+    whole = _Scripted().eval()
+    torch.jit.script(whole if name.startswith("inception-") else whole.layers).save(str(tmp_path / name))
+    sha256 = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(fid, "NETWORKS", {"inception-2015-12-05.pt": "0" * 64} | {name: sha256})
+    pixels = torch.tensor([0.0, 128.0, 255.0]).view(1, 3, 1, 1)
+    expected = whole.layers(torch.tensor([-1.0, 0.0, 127 / 128]).view(1, 3, 1, 1)).flatten(1)
+    torch.testing.assert_close(fid.load_network(tmp_path)(pixels), expected)

@@ -142,6 +142,21 @@ def test_amp_dtype_does_not_believe_in_emulation(monkeypatch, real_bf16, expecte
     assert training.amp_dtype(torch.device("cuda")) is expected
 
 
+@pytest.mark.parametrize(("warmup", "decay"), [(0, 1.0), (0, 0.5), (10, 1.0), (7, 0.25)])
+def test_lr_factor_is_torchs_own_cosine_after_a_line(warmup, decay):
+    steps = 60
+    falling = int(decay * steps)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, falling)
+    for step in range(steps):
+        expected = optimizer.param_groups[0]["lr"] * min(1, (step + 1) / (warmup + 1))
+        assert training.lr_factor(step, steps, warmup=warmup, decay=decay) == pytest.approx(expected, abs=1e-9)
+        optimizer.step()
+        if step >= steps - falling:
+            cosine.step()
+    assert training.lr_factor(59, 60, decay=0.0) == 1.0
+
+
 def test_check_settings():
     values = {"A": "yes", "B": 3, "C": [1, 2.5], "D": np.float64(0.5), "E": (0.0, 6.0)}
     training.check_settings(values, A=["yes", "no"], B=(3, 3), C=(1, None), D=(0, 1), E=(0, None))
