@@ -362,7 +362,8 @@ def load_weights(name: str, folder: str | Path = WEIGHTS) -> tuple[nn.Module, di
 
     def denoiser() -> Denoiser:
         settings = card["settings"]
-        return Denoiser(unet.plain() if settings["network"] == "plain" else unet.UNet(), settings["prediction"])
+        network = unet.plain if settings["network"] == "plain" else unet.UNet
+        return Denoiser(network(tuple(settings["widths"])), settings["prediction"])
 
     makers = {"classifier_paper": PaperClassifier, "classifier_best": DigitSumClassifier}
     makers |= dict.fromkeys(("diffusion", "diffusion_plain", "diffusion_paper"), denoiser)
@@ -373,9 +374,9 @@ def load_weights(name: str, folder: str | Path = WEIGHTS) -> tuple[nn.Module, di
     data = path.read_bytes() if path.exists() else b""
     if not verified(data, card["sha256"]):
         raise TrainingError(f"{path.name} is missing or damaged (its SHA-256 is wrong): restore it with git.")
-    module = makers[name]()
     try:
+        module = makers[name]()
         module.load_state_dict(_load(data, path.name))
-    except RuntimeError as error:
-        raise TrainingError(f"{path.name} belongs to another architecture: {error}") from error
+    except (RuntimeError, KeyError) as error:  # KeyError: a card that does not say which network
+        raise TrainingError(f"{path.name} is of another architecture or version ({error}): move it away.") from error
     return module.eval(), card

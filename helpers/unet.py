@@ -105,7 +105,9 @@ class UNet(nn.Module):
         transitions: bool = True,
     ):
         super().__init__()
-        self.classes = classes
+        if any(width % 8 for width in widths):
+            raise ValueError(f"widths must be multiples of 8, got {widths}")
+        self.classes, self.widths = classes, widths
         self.loops = loops = loops or tuple(range(1, len(widths) + 1))
         # Embeddings: noise level and class -> a scale and a shift for each channel of a level.
         embedding = 128
@@ -170,6 +172,6 @@ class UNet(nn.Module):
         return x
 
 
-def plain(classes: int = 100) -> UNet:
+def plain(widths: tuple[int, int, int] = (32, 72, 96), classes: int = 100) -> UNet:
     """The same without loops and transitions: narrower, more weights of its own in each block. 936,275 parameters."""
-    return UNet((32, 72, 96), (1, 2, 2), classes, loops=(1, 1, 1), transitions=False)
+    return UNet(widths, (1, 2, 2), classes, loops=(1, 1, 1), transitions=False)

@@ -446,12 +446,12 @@ def test_weights_make_the_round_trip(tmp_path):
 
 @pytest.mark.parametrize(("prediction", "network"), [("edm", "looped"), ("epsilon", "plain")])
 def test_a_denoiser_comes_back_with_its_network_and_what_it_predicts(tmp_path, prediction, network):
-    card = {"settings": {"prediction": prediction, "network": network}}
-    net = unet.plain() if network == "plain" else unet.UNet()
+    net = unet.plain((16, 8, 8)) if network == "plain" else unet.UNet((8, 8, 16))
+    card = {"settings": {"prediction": prediction, "network": network, "widths": net.widths}}
     training.save_weights("diffusion", diffusion.Denoiser(net, prediction), card, tmp_path)
     loaded, _ = training.load_weights("diffusion", tmp_path)
     assert loaded.prediction == prediction
-    assert loaded.net.loops == net.loops
+    assert (loaded.net.loops, loaded.net.widths) == (net.loops, net.widths)
 
 
 def test_damaged_missing_foreign_and_unknown_weights(tmp_path):
@@ -460,8 +460,11 @@ def test_damaged_missing_foreign_and_unknown_weights(tmp_path):
     with pytest.raises(training.TrainingError, match="train first"):
         training.load_weights("diffusion", tmp_path)
     training.save_weights("classifier_paper", classifiers.DigitSumClassifier(), {}, tmp_path)
-    with pytest.raises(training.TrainingError, match="another architecture"):
+    with pytest.raises(training.TrainingError, match="of another architecture"):
         training.load_weights("classifier_paper", tmp_path)
+    training.save_weights("diffusion", nn.Linear(2, 2), {"settings": {"prediction": "edm"}}, tmp_path)
+    with pytest.raises(training.TrainingError, match="of another architecture or version"):
+        training.load_weights("diffusion", tmp_path)
     path = tmp_path / "classifier_paper.pt"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(training.TrainingError, match="damaged"):

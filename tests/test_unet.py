@@ -75,7 +75,7 @@ def test_the_plain_network_has_no_loops_and_no_transitions():
 
 @pytest.mark.parametrize("make", [unet.UNet, unet.plain])
 def test_noise_level_class_and_embedding_reach_the_output(make):
-    net = _shaken(make(classes=5))
+    net = _shaken(make((16, 24, 32), classes=5))
     x, noise, labels = _inputs()
     with torch.no_grad():
         out = net(x, noise, labels)
@@ -112,3 +112,8 @@ def test_float_labels_that_are_no_embeddings_are_refused(labels):
     x, noise, _ = _inputs()
     with pytest.raises(ValueError, match=r"int64 \(3,\) or class embeddings float \(3, 128\)"):
         unet.UNet((8, 16), (1, 1), 5)(x, noise, labels)
+
+
+def test_widths_that_the_norms_cannot_divide_are_refused():
+    with pytest.raises(ValueError, match="multiples of 8"):
+        unet.UNet((48, 90, 128))
