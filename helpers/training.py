@@ -241,6 +241,7 @@ class Checkpoint:
         self.settings = text
         self.parts = parts
         self.saved = 0  # the step up to which the file holds the run
+        self.made = {}  # the environment that made it, for the result card
         self.lock = Lock(self.path.with_name(f".{self.path.stem}.lock"))
 
     def __enter__(self) -> Checkpoint:
@@ -265,8 +266,9 @@ class Checkpoint:
                                 "or close what else uses the memory.") from error  # fmt: skip
 
     def save(self, step: int, history: Tensor) -> None:
-        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-        state = {"step": step, "history": history.cpu(), "settings": self.settings, "code": _code(), "date": today}
+        """Write every part, the history (on the device that trains) and where and by what code this was made."""
+        self.made = environment(history.device)
+        state = {"step": step, "history": history.cpu(), "settings": self.settings, "code": _code(), "made": self.made}
         state["parts"] = {name: _plain(part.state_dict()) for name, part in self.parts.items()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -300,10 +302,10 @@ class Checkpoint:
                     part.load_state_dict(before[name])
             raise TrainingError(f"{self.path.name} is of a net or an optimiser of another shape: move it away, or "
                                 "undo what was changed.") from error  # fmt: skip
-        self.saved = state["step"]
-        changed = "; the code in helpers/ has changed since" if state.get("code", _code()) != _code() else ""
-        print(f"{self.path.name}, {state.get('date', 'of unknown date')}: goes on after step {self.saved:,}{changed}. "
-              "To train anew, delete it.")  # fmt: skip
+        self.saved, self.made = state["step"], state["made"]
+        changed = "; the code in helpers/ has changed since" if state["code"] != _code() else ""
+        made = f"{self.made['date']}, {self.made['device']}"
+        print(f"{self.path.name} ({made}) goes on after step {self.saved:,}{changed}. To train anew, delete it.")
         return self.saved, state["history"]
 
 
@@ -323,7 +325,7 @@ def environment(device: torch.device) -> dict:
     return {
         "device": chip + threads,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
 

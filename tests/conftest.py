@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: as in the notebooks, idle threads sleep
+
 import matplotlib
 import pytest
 import torch

@@ -348,7 +348,8 @@ def test_a_resumed_run_says_when_it_was_made_how_to_train_anew_and_that_the_code
     _checkpoint(tmp_path).save(7, torch.zeros(3))
     _checkpoint(tmp_path).resume()
     said = capsys.readouterr().out
-    assert re.search(r"run-\w+\.ckpt, \d{4}-\d\d-\d\d: goes on after step 7\. To train anew, delete it\.", said)
+    pattern = r"run-\w+\.ckpt \(\d{4}-\d\d-\d\d, .* cpu, .*\) goes on after step 7\. To train anew, delete it\."
+    assert re.search(pattern, said)
     monkeypatch.setattr(training, "_code", lambda: "other")
     _checkpoint(tmp_path).resume()
     assert "the code in helpers/ has changed since" in capsys.readouterr().out
