@@ -5,7 +5,7 @@ from collections import deque
 import pytest
 import torch
 
-from helpers import diffusion
+from helpers import diffusion, training
 from helpers.unet import UNet
 
 
@@ -360,6 +360,29 @@ def test_samplers_by_name_are_the_solvers(denoiser):
         assert torch.equal(drawn[-1], diffusion.to_uint8(end))
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
+
+
+THUMBNAILS = {
+    "diffusion": [
+        [[220, 218, 232, 220], [209, 217, 166, 193], [99, 118, 98, 90], [80, 83, 86, 71]],
+        [[188, 98, 181, 244], [131, 32, 49, 231], [25, 14, 22, 103], [60, 73, 72, 76]],
+    ],
+    "diffusion_plain": [
+        [[181, 177, 195, 180], [172, 179, 134, 167], [103, 115, 99, 104], [65, 69, 68, 60]],
+        [[169, 104, 215, 242], [119, 45, 67, 238], [40, 25, 33, 121], [44, 64, 72, 86]],
+    ],
+}
+
+
+@pytest.mark.parametrize("name", THUMBNAILS)
+def test_the_shipped_weights_draw_what_they_drew(name):
+    """A bicycle and an oak, six steps, as grey 4 × 4 thumbnails: any change of net, weights or solver shows here."""
+    denoiser, card = training.load_weights(name)
+    assert [card["classes"][label] for label in (8, 52)] == ["bicycle", "oak_tree"]
+    options = {"path": diffusion.karras_path(6), "guidance": 2.5, "interval": (0.05, 6.0)}
+    drawn = diffusion.sample(denoiser, torch.tensor([8, 52]), seed=0, **options)
+    thumbnails = torch.nn.functional.avg_pool2d(drawn.float(), 8).mean(dim=1)
+    torch.testing.assert_close(thumbnails, torch.tensor(THUMBNAILS[name]).float(), rtol=0, atol=1.5)
 
 
 def test_sample_refuses(denoiser):
