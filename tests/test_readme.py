@@ -71,11 +71,16 @@ def recipe_rows():
     default = sweep["rows"][0]
     fast = [row for row in sweep["rows"] if all(row.get(key) == default.get(key) for key in ("guidance", "neon"))]
     enough = min((row["evaluations"], row["steps"]) for row in fast if row["fid"] <= 1.05 * min(r["fid"] for r in fast))
+    fids = {(row["steps"], row["guidance"], row["neon"]): row["fid"] for row in sweep["rows"]}
+    best = fids[20, 2.5, 1.0]
     rows = ddpm["rows"] | plain["rows"]
     return [f"| {name} | {row['evaluations']:,} | {row['fid']:.2f} |" for name, row in rows.items()] + [
         f"{ddpm['steps']:,} steps of {ddpm['settings']['batch']}; {ddpm['samples']:,} drawings against "
         f"{ddpm['images']:,} held-out",
         f"{enough[0]} evaluations a drawing ({enough[1]} steps)",
+        f"among {min(row['steps'] for row in fast)} to {max(row['steps'] for row in fast)} steps",
+        f"{sweep['samples']:,} drawings against {sweep['images']:,} held-out training images",
+        f"from {fids[20, 2.5, 0.0]:.2f} to {best:.2f}, and guidance from {fids[20, 1.0, 1.0]:.2f} to that",
         *["swept with earlier weights"] * older,
     ]
 
