@@ -76,7 +76,7 @@ def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
         seed_step(seed, step)
 
     quiet = mock.patch.object(plots, "LiveCurves")
-    with mock.patch.object(unet, "UNet", net), mock.patch.object(data, "seed_step", marked), quiet:
+    with mock.patch.object(unet, "UNet", net), mock.patch.object(batches, "seed_step", marked), quiet:
         names["train"](steps=WARM + TIMED + 1, batch=BATCH)
     return BATCH * TIMED / (marks[WARM + TIMED] - marks[WARM])
 
@@ -123,7 +123,7 @@ class LibraryUNet(nn.Module):
 
     classes = 100
 
-    def __init__(self):
+    def __init__(self, _widths=None):
         super().__init__()
         from diffusers import UNet2DModel
 
