@@ -68,7 +68,7 @@ def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
         exec(source, names)
         if "PARAMETER_LIMIT = " in source:  # the settings cell
             names |= {"COMPILE": compiled, "SAVE_EVERY": 10_000}
-    names["RUNS"], marks, seed_step = tempfile.mkdtemp(), {}, batches.seed_step
+    names["runs"], marks, seed_step = tempfile.mkdtemp(), {}, batches.seed_step
 
     def marked(seed, step):
         if step in (WARM, WARM + TIMED):
@@ -77,7 +77,7 @@ def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
 
     quiet = mock.patch.object(plots, "LiveCurves")
     with mock.patch.object(unet, "UNet", net), mock.patch.object(batches, "seed_step", marked), quiet:
-        names["train"](steps=WARM + TIMED + 1, batch=BATCH)
+        names["train"](steps=WARM + TIMED + 1, batch=BATCH, widths=[48, 96, 128])  # not the demo's small ones
     return BATCH * TIMED / (marks[WARM + TIMED] - marks[WARM])
 
 
