@@ -343,6 +343,23 @@ def test_sample_draws_by_its_own_defaults(denoiser):
     assert (diffusion.sample(denoiser, labels).float() - expected).abs().max() <= 1
 
 
+def test_fresh_noise_is_another_than_the_starting_noise(denoiser):
+    """Image i starts from noise (seed, i) and gets noise of a stream of its own after each step."""
+    path = diffusion.ddpm_path(2)
+    start = diffusion.starting_noise(1, 3)
+    once = diffusion.sample(denoiser, torch.tensor([1]), seed=3, path=path, sampler="ancestral", eta=1.0)
+    guided = diffusion.guided(denoiser, torch.tensor([1]))
+    with torch.no_grad():
+        same, other = (
+            diffusion.to_uint8(deque(diffusion.ancestral_steps(guided, start * float(path[0]), path, eta=1.0,
+                                                               noise=lambda fresh=fresh: fresh), maxlen=1).pop())
+            for fresh in (start, diffusion.starting_noise(1, 4))
+        )  # fmt: skip
+    assert not torch.equal(once, same)
+    assert not torch.equal(once, other)
+    assert torch.equal(diffusion.starting_noise(3, 3)[:1], start)
+
+
 def test_samplers_by_name_are_the_solvers(denoiser):
     labels, noise = torch.tensor([3, 1]), diffusion.starting_noise(2, 5)
     guided = diffusion.guided(denoiser, labels, 2.0, (0.1, 5.0))

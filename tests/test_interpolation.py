@@ -205,3 +205,10 @@ def test_retiming_leaves_even_and_motionless_paths_alone():
     t = torch.linspace(0, 1, 5)
     for lengths in (torch.ones(4, 1), torch.zeros(4, 1)):
         torch.testing.assert_close(interpolation.retime(t, lengths, 5)[:, 0], t)
+
+
+def test_a_switch_is_a_up_to_the_middle_and_b_from_there():
+    a, b = torch.zeros(5, 2), torch.ones(5, 2)
+    t = torch.tensor([0.0, 0.49, 0.5, 0.51, 1.0])
+    assert interpolation.switch(a, b, t)[:, 0].tolist() == [0, 0, 1, 1, 1]
+    assert interpolation.switch(a, b, 0.5).sum() == 10

@@ -41,16 +41,21 @@ def test_turns_share_the_convolutions_and_nothing_else():
 
 
 def test_each_level_is_used_as_often_as_said():
-    net, calls = unet.UNet((8, 16, 24), (1, 2, 1), 5, loops=(1, 2, 3)), []
+    net, calls, turns = unet.UNet((8, 16, 24), (1, 2, 1), 5, loops=(1, 2, 3)), [], []
     for name, module in net.named_modules():
         if isinstance(module, unet.Block | unet.Attention):
             module.register_forward_hook(lambda m, inputs, out, name=name: calls.append((name, tuple(out.shape[2:]))))
+            if isinstance(module, unet.Block):
+                module.register_forward_hook(lambda m, inputs, out, name=name: turns.append((name, inputs[2])))
     net(*_inputs(16))
     first, second = ("down.1.0", (8, 8)), ("down.1.1", (8, 8))
     middle, attention = ("down.2.0", (4, 4)), ("attention", (4, 4))
     up = [("up.1.0", (8, 8)), ("up.1.1", (8, 8))]
     assert calls == [("down.0.0", (16, 16)), *[first, second] * 2, *[middle, attention] * 3, *up * 2,
                      ("up.0.0", (16, 16))]  # fmt: skip
+    assert [turn for name, turn in turns if name == "down.1.1"] == [0, 1]  # each turn with gains of its own
+    assert [turn for name, turn in turns if name == "down.2.0"] == [0, 1, 2]
+    assert [turn for name, turn in turns if name == "up.1.0"] == [0, 1]
 
 
 def test_levels_are_joined_by_mean_pooling_and_by_repeating_pixels():
@@ -64,6 +69,13 @@ def test_levels_are_joined_by_mean_pooling_and_by_repeating_pixels():
     top = net.stem(x)
     below = F.avg_pool2d(top, 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     torch.testing.assert_close(seen["joined"], torch.cat([below, top], dim=1))
+
+
+def test_class_embeddings_begin_at_half_the_usual_spread():
+    torch.manual_seed(0)
+    weight = unet.UNet().class_embedding.weight
+    assert weight.shape == (101, 128)
+    assert float(weight.std()) == pytest.approx(0.5, rel=0.03)
 
 
 def test_the_plain_network_has_no_loops_and_no_transitions():
