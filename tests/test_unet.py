@@ -73,7 +73,7 @@ def test_levels_are_joined_by_mean_pooling_and_by_repeating_pixels():
 
 def test_class_embeddings_begin_at_half_the_usual_spread():
     torch.manual_seed(0)
-    weight = unet.UNet().class_embedding.weight
+    weight = unet.UNet().class_embedding.weight.detach()
     assert weight.shape == (101, 128)
     assert float(weight.std()) == pytest.approx(0.5, rel=0.03)
 
