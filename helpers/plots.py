@@ -14,11 +14,7 @@ from IPython import get_ipython
 from IPython.display import Image, Pretty, display
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
-from torch import Tensor, nn
-
-from helpers.batches import normalise
-from helpers.classifiers import DigitSumClassifier, log_sum_distribution
+from torch import Tensor
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
 plt.rcParams.update(  # one look for every figure of the notebooks
@@ -49,7 +45,7 @@ def _show_anywhere() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2), **kwargs):
+def empty(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2), **kwargs):
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
     plt.close(figure)  # shown by returning it, once, not a second time by the inline backend
     return figure, axes
@@ -82,7 +78,7 @@ def image_grid(
     rows = -(-len(images) // columns)
     room = 0.32 if captions else 0.03
     size = (columns * inch + (1.1 if row_titles else 0), rows * (inch + room) + (0.4 if title or column_titles else 0))
-    figure, axes = _figure(rows, columns, size)
+    figure, axes = empty(rows, columns, size)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     for i, axis in enumerate(axes.flat):
         axis.set_xticks([])
@@ -146,7 +142,7 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, windo
     """
     runs = {name: {q: values.detach().cpu() for q, values in run.items()} for name, run in runs.items()}
     quantities = list(dict.fromkeys(q for run in runs.values() for q in run))
-    figure, axes = _figure(1, len(quantities), (4.2 * len(quantities), 2.9))
+    figure, axes = empty(1, len(quantities), (4.2 * len(quantities), 2.9))
     colours = [plt.get_cmap("viridis")(i / max(1, len(runs)) * 0.85) for i in range(len(runs))]
     for axis, quantity in zip(axes[0], quantities, strict=True):
         for (name, run), colour in zip(runs.items(), colours, strict=True):
@@ -216,7 +212,7 @@ class ProgressLine:
 
 def bars(values: dict[str, float], *, title: str, unit: str = "", spread: dict[str, float] | None = None) -> Figure:
     """A horizontal bar a value, its figure beside it; spread draws ± whiskers."""
-    figure, axes = _figure(size=(6.5, 0.5 + 0.42 * len(values)))
+    figure, axes = empty(size=(6.5, 0.5 + 0.42 * len(values)))
     axis, names = axes[0][0], list(values)
     errors = [(spread or {}).get(name, 0) for name in names]
     axis.barh(names, values.values(), xerr=errors, color=[GREY, *[BLUE] * (len(names) - 1)], ecolor=INK, height=0.6)
@@ -230,7 +226,7 @@ def bars(values: dict[str, float], *, title: str, unit: str = "", spread: dict[s
 
 def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: str, log_x: bool = False) -> Figure:
     """One line a curve: name -> (x values, y values), both (N,)."""
-    figure, axes = _figure(size=(6, 2.8))
+    figure, axes = empty(size=(6, 2.8))
     axis = axes[0][0]
     for (name, (across, up)), colour in zip(curves.items(), (BLUE, ORANGE, GREY, INK), strict=False):
         axis.plot(
@@ -249,7 +245,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int, title: s
     """Share of each true class (rows) given each answer (columns); int64 (N,) each."""
     counts = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes).float()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    figure, axes = _figure(size=(5.4, 4.6))
+    figure, axes = empty(size=(5.4, 4.6))
     axis = axes[0][0]
     mesh = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.4, 0, 1))  # so that rare errors show
     axis.set(xlabel="answer", ylabel="true label", title=title)
@@ -263,7 +259,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int, title: s
 def error_sizes(labels: Tensor, predictions: Tensor, title: str) -> Figure:
     """How far off the wrong answers are: histogram of answer - label, int64 (N,) each."""
     off = (predictions - labels)[predictions != labels]
-    figure, axes = _figure(size=(6.5, 2.4))
+    figure, axes = empty(size=(6.5, 2.4))
     values, counts = off.unique(return_counts=True)
     axis = axes[0][0]
     axis.bar(values.numpy(), (counts / len(labels)).numpy(), color=BLUE)
@@ -280,7 +276,7 @@ def calibration(models: dict[str, tuple[Tensor, Tensor]], title: str) -> Figure:
     models: name -> (probabilities (N, classes), labels (N,)). A dot a bin of confidence, the larger the more answers
     fell into it; the legend gives the expected calibration error, the mean distance from the diagonal.
     """
-    figure, axes = _figure(size=(4.6, 3.8))
+    figure, axes = empty(size=(4.6, 3.8))
     axis = axes[0][0]
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
     for (name, (probabilities, labels)), colour in zip(models.items(), (ORANGE, BLUE), strict=False):
@@ -305,146 +301,3 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> tuple[
     used = counts > 0
     x, y = (total[used] / counts[used] for total in sums)
     return x, y, counts[used] / len(labels)
-
-
-def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, int]) -> Figure:
-    """How the net adds: each channel, the distribution of its digit, and the distribution of their sum.
-
-    image: uint8 (3, 28, 28); digits: what it shows, drawn in orange.
-    """
-    with torch.no_grad():
-        read = net.digit_log_probabilities(normalise(image[None]))  # (1, 3, 10)
-        sums = log_sum_distribution(read)[0].exp()  # (28,)
-    figure = plt.figure(figsize=(9, 2.6), layout="constrained")
-    plt.close(figure)
-    axes = figure.subplot_mosaic([["0", "1", "2", "sum"], ["r0", "r1", "r2", "sum"]], width_ratios=[1, 1, 1, 2.6])
-    for i, name in enumerate(("red", "green", "blue")):
-        axes[str(i)].imshow(image[i].numpy(), cmap="gray", vmin=0, vmax=255)
-        axes[str(i)].axis("off")
-        axes[str(i)].set_title(f"{name}: {digits[i]}", loc="center")
-        _distribution(axes[f"r{i}"], read[0, i].exp(), digits[i], range(10))
-        axes[f"r{i}"].set_xlabel(f"read {int(read[0, i].argmax())}")
-    total = sum(digits)
-    _distribution(axes["sum"], sums, total, range(0, 28, 3))
-    axes["sum"].axvspan(-0.5, 0.5, color=GREY, alpha=0.15, linewidth=0)
-    axes["sum"].axvspan(20.5, 27.5, color=GREY, alpha=0.15, linewidth=0)
-    axes["sum"].set(xlabel="sum (orange: the true one; grey: sums that AddNIST has no label for)", xlim=(-0.7, 27.7))
-    axes["sum"].set_title(f"{' + '.join(map(str, digits))} = {total}; read {int(sums.argmax())} ({sums.max():.1%})")
-    return figure
-
-
-def _distribution(axis, probabilities: Tensor, true: int, ticks: range) -> None:
-    colours = [ORANGE if i == true else BLUE for i in range(len(probabilities))]
-    axis.bar(range(len(probabilities)), probabilities.numpy(), color=colours)
-    axis.set(ylim=(0, 1.05), yticks=[0, 1], xticks=ticks)
-    axis.tick_params(labelsize=7)
-
-
-# --- diagrams ---------------------------------------------------------------------------------------------------
-
-
-def _box(axis, x: float, y: float, w: float, h: float, text: str, colour: str, under: str = "") -> None:
-    axis.add_patch(Rectangle((x, y - h / 2), w, h, facecolor=colour, edgecolor=INK, linewidth=0.8))
-    axis.text(x + w / 2, y, text, ha="center", va="center", fontsize=7, rotation=90 if h > 1.6 * w else 0)
-    if under:
-        axis.text(x + w / 2, y - h / 2 - 0.12, under, ha="center", va="top", fontsize=6.5, color="#555555")
-
-
-def _arrow(axis, start: tuple[float, float], end: tuple[float, float], **style) -> None:
-    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=INK, linewidth=0.8, **style))
-
-
-def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
-    """A net of plain layers drawn from left to right, as one forward pass of `example` (1, …) meets them.
-
-    Convolutions, linear layers and pools get a box with their output shape and parameter count.
-    """
-    rows: list[tuple[str, tuple[int, ...], int]] = []
-    drawn = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
-    hooks = [
-        m.register_forward_hook(
-            lambda m, _, out: rows.append(
-                (type(m).__name__, tuple(out.shape[1:]), sum(p.numel() for p in m.parameters()))
-            )
-        )
-        for m in net.modules()
-        if isinstance(m, drawn)
-    ]
-    with torch.no_grad():
-        net(example)
-    for hook in hooks:
-        hook.remove()
-
-    names = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
-    colours = {"Conv2d": "#cfe0f3", "MaxPool2d": "#f0f0f0", "AvgPool2d": "#f0f0f0", "Linear": "#f6dfc5"}
-    figure, axes = _figure(size=(9, 2.6))
-    axis = axes[0][0]
-    rows.insert(0, ("input", tuple(example.shape[1:]), 0))
-    for i, (kind, shape, count) in enumerate(rows):
-        height = 0.9 + 1.3 * (shape[1] / 28 if len(shape) == 3 else shape[0] / 96)
-        under = "×".join(map(str, shape)) + (f"\n{count:,}" if count else "")
-        _box(axis, i * 1.15, 0, 0.5, height, names.get(kind, kind), colours.get(kind, "white"), under)
-        if i:
-            _arrow(axis, (i * 1.15 - 0.62, 0), (i * 1.15 - 0.03, 0))
-    axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.6, 1.2))
-    axis.axis("off")
-    axis.set_title(
-        f"{type(net).__name__}: output shapes and parameters, {sum(p.numel() for p in net.parameters()):,} in all"
-    )
-    return figure
-
-
-def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
-    """The U: a box a block, at its resolution, with its parameters; drawn from the net itself.
-
-    An arc back to a box's own start: the block is used that many times in a row. Dashed: what skips the levels below.
-    """
-
-    def count(*modules: nn.Module) -> int:
-        return sum(p.numel() for module in modules for p in module.parameters())
-
-    widths, loops = [level[-1].conv_out.out_channels for level in net.down], net.loops
-    boxes: list[tuple[int, str, str, int, int]] = [(0, "stem", "white", count(net.stem), 1)]  # level, …, turns
-    ends, starts = {}, {}
-    last = len(widths) - 1
-    for level, blocks in [*enumerate(net.down), *reversed(list(enumerate(net.up)))]:
-        down = level not in ends
-        enter = (net.enter_down if down else net.enter_up)[level]
-        if count(enter):
-            boxes.append((level, "1×1", "#f0f0f0", count(enter), 1))
-        starts[level] = len(boxes)
-        for block in blocks:
-            boxes.append((level, f"block {widths[level]}", "#cfe0f3", count(block), loops[level]))
-        if level == last:
-            boxes.append((level, "attention", "#f6dfc5", count(net.attention), loops[level]))
-        if down:
-            ends[level] = len(boxes) - 1
-    boxes.append((0, "head", "white", count(net.norm, net.head), 1))
-
-    figure, axes = _figure(size=(9, 4.2))
-    axis, step, drop = axes[0][0], 0.95, 1.75
-    for i, (level, text, colour, parameters, _) in enumerate(boxes):
-        _box(axis, i * step, -drop * level, 0.5, 1.1, text, colour, f"{parameters:,}")
-        if i:
-            _arrow(axis, ((i - 1) * step + 0.5, -drop * boxes[i - 1][0]), (i * step, -drop * level))
-    for level in range(last):
-        first = starts[level] - (boxes[starts[level] - 1][1] == "1×1")
-        _arrow(axis, (ends[level] * step + 0.5, -drop * level + 0.3), (first * step, -drop * level + 0.3),
-               connectionstyle="arc3,rad=-0.12", linestyle="dashed")  # fmt: skip
-    for level, blocks in [*enumerate(net.down), *enumerate(net.up)]:
-        if loops[level] > 1:  # the arc spans every block of a level, and in the middle the attention, too
-            begin = ends[level] - len(blocks) - (level == last) + 1 if blocks is net.down[level] else starts[level]
-            stop = begin + len(blocks) - 1 + (level == last)
-            top = -drop * level + 0.55
-            _arrow(axis, (stop * step + 0.4, top), (begin * step + 0.1, top), connectionstyle="arc3,rad=0.9")
-            above = top + 0.06 + 0.45 * ((stop - begin) * step + 0.3)
-            axis.text((begin + stop) / 2 * step + 0.25, above, f"{loops[level]} times", ha="center", fontsize=7)
-    for level in range(len(widths)):
-        axis.text(-0.25, -drop * level, f"{size >> level}×{size >> level}", ha="right", va="center", fontsize=8)
-    rest = count(net) - sum(parameters for _, _, _, parameters, _ in boxes)
-    axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(widths) + 0.6, 1.7))
-    axis.axis("off")
-    axis.set_title(
-        f"{count(net):,} parameters: the boxes', and {rest:,} that bring noise level and class to every block"
-    )
-    return figure

@@ -7,7 +7,7 @@ from functools import lru_cache
 import ipywidgets as w
 import torch
 
-from helpers import plots
+from helpers import diagrams, plots
 from helpers.classifiers import DigitSumClassifier
 from helpers.diffusion import Denoiser, karras_path, sample, starting_noise
 from helpers.interpolation import between
@@ -133,7 +133,7 @@ def digit_explorer(net: DigitSumClassifier, images: torch.Tensor, labels: torch.
 
     def draw() -> None:
         digits = tuple(int(labels[row]) for row in chosen)
-        picture.value = plots.png(plots.digit_sum(net, images[chosen], digits))
+        picture.value = plots.png(diagrams.digit_sum(net, images[chosen], digits))
 
     def pick(change) -> None:
         write(pickers.index(change["owner"]), change["new"])

@@ -1,5 +1,4 @@
 import io
-import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,14 +6,7 @@ import PIL.Image
 import pytest
 import torch
 
-from helpers import batches, plots, unet
-from helpers.budget import count_parameters
-from helpers.classifiers import DigitSumClassifier, PaperClassifier
-
-
-def _texts(figure):
-    found = [text.get_text() for axis in figure.axes for text in axis.texts]
-    return found + [axis.get_title(loc=loc) for axis in figure.axes for loc in ("left", "center")]
+from helpers import plots
 
 
 def test_image_grid_shows_every_image_in_its_place():
@@ -92,45 +84,6 @@ def test_reliability():
     assert share.tolist() == [0.25, 0.75]
     figure = plots.calibration({"net": (probabilities, labels)}, "t")
     assert "5.00%" in figure.axes[0].get_legend().get_texts()[0].get_text()
-
-
-def test_digit_sum_shows_the_nets_own_distributions():
-    torch.manual_seed(0)
-    net = DigitSumClassifier().eval()
-    image = torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8)
-    figure = plots.digit_sum(net, image, (3, 4, 5))
-    read = net.digit_log_probabilities(batches.normalise(image[None]))[0].exp().detach()
-    axes = {axis.get_label(): axis for axis in figure.axes}
-    for channel in range(3):
-        np.testing.assert_array_equal(axes[str(channel)].images[0].get_array(), image[channel].numpy())
-        heights = [bar.get_height() for bar in axes[f"r{channel}"].patches]
-        np.testing.assert_allclose(heights, read[channel], rtol=1e-5)
-    heights = [bar.get_height() for bar in axes["sum"].patches[:28]]
-    assert sum(heights) == pytest.approx(1, abs=1e-5)
-    assert heights[27] == pytest.approx(float(read[:, 9].prod()), rel=1e-4)
-    assert axes["sum"].get_title(loc="left").startswith("3 + 4 + 5 = 12")
-
-
-def test_diagrams_say_what_the_nets_are():
-    net = PaperClassifier().eval()
-    texts = " ".join(_texts(plots.layer_diagram(net, torch.zeros(1, 3, 28, 28))))
-    assert f"{count_parameters(net):,} in all" in texts
-    assert texts.count("conv 3×3") == 4
-    assert texts.count("max pool") == 3
-    assert "64×3×3" in texts
-    assert not any(module._forward_hooks for module in net.modules())
-
-
-@pytest.mark.parametrize("net", [unet.UNet((8, 16), (1, 2), loops=(1, 3)), unet.plain()])
-def test_the_diagram_of_a_unet_adds_up_and_says_how_often_a_block_is_used(net):
-    texts = _texts(plots.unet_diagram(net))
-    for width, blocks in {level[0].conv_out.out_channels: len(level) for level in [*net.down, *net.up]}.items():
-        assert texts.count(f"block {width}") == blocks * (1 if width == net.down[-1][0].conv_out.out_channels else 2)
-    assert texts.count("3 times") == (1 if net.loops[-1] == 3 else 0)
-    (title,) = [text for text in texts if "parameters:" in text]
-    total, rest = (int(part.replace(",", "")) for part in re.findall(r"[\d,]*\d", title))
-    assert total == count_parameters(net)
-    assert total - rest == sum(int(text.replace(",", "")) for text in texts if re.fullmatch(r"[\d,]+", text))
 
 
 def test_figures_are_closed_so_that_a_cell_shows_them_once():

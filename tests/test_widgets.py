@@ -3,7 +3,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from helpers import classifiers, data, diffusion, plots, widgets
+from helpers import classifiers, data, diagrams, diffusion, widgets
 from helpers.unet import UNet
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
@@ -79,7 +79,7 @@ def test_sampler_draws_what_is_chosen(denoiser, monkeypatch):
 
 def test_digit_explorer_shows_the_digits_that_were_chosen(monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "digit_sum", lambda net, image, digits: drawn.append((image, digits)) or Figure())
+    monkeypatch.setattr(diagrams, "digit_sum", lambda net, image, digits: drawn.append((image, digits)) or Figure())
     images, labels = data.digits("", "test", "demo")
     explorer = widgets.digit_explorer(classifiers.DigitSumClassifier().eval(), images, labels)
     assert len(drawn) == 1

@@ -1,0 +1,153 @@
+"""Drawings of nets, by code: layers in a row, the U of the U-Net, and how a net adds digits."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from torch import Tensor, nn
+
+from helpers.batches import normalise
+from helpers.classifiers import DigitSumClassifier, log_sum_distribution
+from helpers.plots import BLUE, GREY, INK, ORANGE, empty
+
+
+def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, int]) -> Figure:
+    """How the net adds: each channel, the distribution of its digit, and the distribution of their sum.
+
+    image: uint8 (3, 28, 28); digits: what it shows, drawn in orange.
+    """
+    with torch.no_grad():
+        read = net.digit_log_probabilities(normalise(image[None]))  # (1, 3, 10)
+        sums = log_sum_distribution(read)[0].exp()  # (28,)
+    figure = plt.figure(figsize=(9, 2.6), layout="constrained")
+    plt.close(figure)
+    axes = figure.subplot_mosaic([["0", "1", "2", "sum"], ["r0", "r1", "r2", "sum"]], width_ratios=[1, 1, 1, 2.6])
+    for i, name in enumerate(("red", "green", "blue")):
+        axes[str(i)].imshow(image[i].numpy(), cmap="gray", vmin=0, vmax=255)
+        axes[str(i)].axis("off")
+        axes[str(i)].set_title(f"{name}: {digits[i]}", loc="center")
+        _distribution(axes[f"r{i}"], read[0, i].exp(), digits[i], range(10))
+        axes[f"r{i}"].set_xlabel(f"read {int(read[0, i].argmax())}")
+    total = sum(digits)
+    _distribution(axes["sum"], sums, total, range(0, 28, 3))
+    axes["sum"].axvspan(-0.5, 0.5, color=GREY, alpha=0.15, linewidth=0)
+    axes["sum"].axvspan(20.5, 27.5, color=GREY, alpha=0.15, linewidth=0)
+    axes["sum"].set(xlabel="sum (orange: the true one; grey: sums that AddNIST has no label for)", xlim=(-0.7, 27.7))
+    axes["sum"].set_title(f"{' + '.join(map(str, digits))} = {total}; read {int(sums.argmax())} ({sums.max():.1%})")
+    return figure
+
+
+def _distribution(axis, probabilities: Tensor, true: int, ticks: range) -> None:
+    colours = [ORANGE if i == true else BLUE for i in range(len(probabilities))]
+    axis.bar(range(len(probabilities)), probabilities.numpy(), color=colours)
+    axis.set(ylim=(0, 1.05), yticks=[0, 1], xticks=ticks)
+    axis.tick_params(labelsize=7)
+
+
+def _box(axis, x: float, y: float, w: float, h: float, text: str, colour: str, under: str = "") -> None:
+    axis.add_patch(Rectangle((x, y - h / 2), w, h, facecolor=colour, edgecolor=INK, linewidth=0.8))
+    axis.text(x + w / 2, y, text, ha="center", va="center", fontsize=7, rotation=90 if h > 1.6 * w else 0)
+    if under:
+        axis.text(x + w / 2, y - h / 2 - 0.12, under, ha="center", va="top", fontsize=6.5, color="#555555")
+
+
+def _arrow(axis, start: tuple[float, float], end: tuple[float, float], **style) -> None:
+    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=INK, linewidth=0.8, **style))
+
+
+def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
+    """A net of plain layers drawn from left to right, as one forward pass of `example` (1, …) meets them.
+
+    Convolutions, linear layers and pools get a box with their output shape and parameter count.
+    """
+    rows: list[tuple[str, tuple[int, ...], int]] = []
+    drawn = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
+    hooks = [
+        m.register_forward_hook(
+            lambda m, _, out: rows.append(
+                (type(m).__name__, tuple(out.shape[1:]), sum(p.numel() for p in m.parameters()))
+            )
+        )
+        for m in net.modules()
+        if isinstance(m, drawn)
+    ]
+    with torch.no_grad():
+        net(example)
+    for hook in hooks:
+        hook.remove()
+
+    names = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
+    colours = {"Conv2d": "#cfe0f3", "MaxPool2d": "#f0f0f0", "AvgPool2d": "#f0f0f0", "Linear": "#f6dfc5"}
+    figure, axes = empty(size=(9, 2.6))
+    axis = axes[0][0]
+    rows.insert(0, ("input", tuple(example.shape[1:]), 0))
+    for i, (kind, shape, count) in enumerate(rows):
+        height = 0.9 + 1.3 * (shape[1] / 28 if len(shape) == 3 else shape[0] / 96)
+        under = "×".join(map(str, shape)) + (f"\n{count:,}" if count else "")
+        _box(axis, i * 1.15, 0, 0.5, height, names.get(kind, kind), colours.get(kind, "white"), under)
+        if i:
+            _arrow(axis, (i * 1.15 - 0.62, 0), (i * 1.15 - 0.03, 0))
+    axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.6, 1.2))
+    axis.axis("off")
+    axis.set_title(
+        f"{type(net).__name__}: output shapes and parameters, {sum(p.numel() for p in net.parameters()):,} in all"
+    )
+    return figure
+
+
+def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
+    """The U: a box a block, at its resolution, with its parameters; drawn from the net itself.
+
+    An arc back to a box's own start: the block is used that many times in a row. Dashed: what skips the levels below.
+    """
+
+    def count(*modules: nn.Module) -> int:
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    widths, loops = [level[-1].conv_out.out_channels for level in net.down], net.loops
+    boxes: list[tuple[int, str, str, int, int]] = [(0, "stem", "white", count(net.stem), 1)]  # level, …, turns
+    ends, starts = {}, {}
+    last = len(widths) - 1
+    for level, blocks in [*enumerate(net.down), *reversed(list(enumerate(net.up)))]:
+        down = level not in ends
+        enter = (net.enter_down if down else net.enter_up)[level]
+        if count(enter):
+            boxes.append((level, "1×1", "#f0f0f0", count(enter), 1))
+        starts[level] = len(boxes)
+        for block in blocks:
+            boxes.append((level, f"block {widths[level]}", "#cfe0f3", count(block), loops[level]))
+        if level == last:
+            boxes.append((level, "attention", "#f6dfc5", count(net.attention), loops[level]))
+        if down:
+            ends[level] = len(boxes) - 1
+    boxes.append((0, "head", "white", count(net.norm, net.head), 1))
+
+    figure, axes = empty(size=(9, 4.2))
+    axis, step, drop = axes[0][0], 0.95, 1.75
+    for i, (level, text, colour, parameters, _) in enumerate(boxes):
+        _box(axis, i * step, -drop * level, 0.5, 1.1, text, colour, f"{parameters:,}")
+        if i:
+            _arrow(axis, ((i - 1) * step + 0.5, -drop * boxes[i - 1][0]), (i * step, -drop * level))
+    for level in range(last):
+        first = starts[level] - (boxes[starts[level] - 1][1] == "1×1")
+        _arrow(axis, (ends[level] * step + 0.5, -drop * level + 0.3), (first * step, -drop * level + 0.3),
+               connectionstyle="arc3,rad=-0.12", linestyle="dashed")  # fmt: skip
+    for level, blocks in [*enumerate(net.down), *enumerate(net.up)]:
+        if loops[level] > 1:  # the arc spans every block of a level, and in the middle the attention, too
+            begin = ends[level] - len(blocks) - (level == last) + 1 if blocks is net.down[level] else starts[level]
+            stop = begin + len(blocks) - 1 + (level == last)
+            top = -drop * level + 0.55
+            _arrow(axis, (stop * step + 0.4, top), (begin * step + 0.1, top), connectionstyle="arc3,rad=0.9")
+            above = top + 0.06 + 0.45 * ((stop - begin) * step + 0.3)
+            axis.text((begin + stop) / 2 * step + 0.25, above, f"{loops[level]} times", ha="center", fontsize=7)
+    for level in range(len(widths)):
+        axis.text(-0.25, -drop * level, f"{size >> level}×{size >> level}", ha="right", va="center", fontsize=8)
+    rest = count(net) - sum(parameters for _, _, _, parameters, _ in boxes)
+    axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(widths) + 0.6, 1.7))
+    axis.axis("off")
+    axis.set_title(
+        f"{count(net):,} parameters: the boxes', and {rest:,} that bring noise level and class to every block"
+    )
+    return figure
