@@ -12,28 +12,32 @@ from torch.nn import functional as F
 MEAN, STD = 0.1307, 0.3081  # MNIST's, with which the official AddNIST files are normalised
 
 
+def generator(seed: int, index: int) -> torch.Generator:
+    """Random numbers that are a function of (seed, index) alone, the same on every device: they are the CPU's."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)
+
+
 def seed_step(seed: int, step: int) -> None:
     """Make every random number that follows (noise, flips, dropout, …) a function of (seed, step)."""
-    torch.manual_seed(seed * 1_000_003 + step)
+    torch.manual_seed(generator(seed, step).initial_seed())
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=4)  # there once an epoch, so that no step waits for a copy to the device
 def _epoch_order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    """An order of 0…count - 1, the same on every device; there once an epoch, so that no step waits for a copy."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
+    return torch.randperm(count, generator=generator(seed, epoch)).to(device)
 
 
-def batch(images: Tensor, labels: Tensor, size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+def batch(images: Tensor, labels: Tensor, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The batch of a step: a function of (seed, step) alone, so a resumed run sees what it would have seen.
 
-    images (N, …), labels (N,), on any device; size in 1…N. Each epoch visits every example at most once, in a new
-    order; the last N mod size of an order are left out. Returns (size, …) and (size,).
+    images (N, …), labels (N,), on any device; batch_size in 1…N. Each epoch visits every example at most once, in a
+    new order; the last N mod batch_size of an order are left out. Returns (batch_size, …) and (batch_size,).
     """
     count = len(images)
-    if not 1 <= size <= count:
-        raise ValueError(f"batch size must be in 1…{count}, got {size}")
-    epoch, position = divmod(step, count // size)
-    index = _epoch_order(count, seed, epoch, images.device)[position * size : (position + 1) * size]
+    if not 1 <= batch_size <= count:
+        raise ValueError(f"batch size must be in 1…{count}, got {batch_size}")
+    epoch, position = divmod(step, count // batch_size)
+    index = _epoch_order(count, seed, epoch, images.device)[position * batch_size : (position + 1) * batch_size]
     return images[index], labels[index]
 
 
@@ -58,23 +62,25 @@ def jitter(
 ) -> Tensor:
     """Each channel of each image turned, scaled, moved and bent at random: float (B, C, H, W) -> same, on its device.
 
-    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: the elastic deformation of Simard et
-    al. (2003), here a displacement of that many pixels (standard deviation) at 5 × 5 points, smooth in between. What
-    comes in from outside is the images' least value, the background. Bicubic, so that strokes stay as sharp as they
-    are in images that nobody moved. Random numbers come from torch's global generator.
+    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: a smooth displacement of that many
+    pixels (standard deviation), the elastic deformation of Simard et al. (2003). What comes in from outside is the
+    images' least value, the background. Random numbers come from torch's global generator.
     """
     if images.device.type == "mps":  # which has no bicubic grid_sample
         return jitter(images.cpu(), degrees=degrees, scale=scale, shift=shift, bend=bend).to(images.device)
     b, c, h, w = images.shape
     like = {"device": images.device, "dtype": images.dtype}
     angle, size_x, size_y, x, y = (torch.rand(5, b * c, **like) * 2 - 1).unbind()
+    # Where each pixel looks: first its place is scaled, then turned, then moved, in a frame from -1 to 1.
     cos, sin = (angle * math.radians(degrees)).cos(), (angle * math.radians(degrees)).sin()
-    size_x, size_y = 1 + scale * size_x, 1 + scale * size_y
-    rows = [cos * size_x, -sin * size_y, 2 * shift / w * x, sin * size_x, cos * size_y, 2 * shift / h * y]
-    theta = torch.stack(rows, dim=1).view(b * c, 2, 3)
-    grid = F.affine_grid(theta, [b * c, 1, h, w], align_corners=False)
+    turn = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
+    stretch = torch.stack([1 + scale * size_x, 1 + scale * size_y], dim=1).diag_embed()
+    move = torch.stack([2 * shift / w * x, 2 * shift / h * y], dim=1)[:, :, None]
+    grid = F.affine_grid(torch.cat([turn @ stretch, move], dim=2), [b * c, 1, h, w], align_corners=False)
+    # Bending: a displacement at 5 × 5 points, smooth in between.
     points = torch.randn(b * c, 2, 5, 5, **like) * (2 * bend / w)
     grid = grid + F.interpolate(points, size=(h, w), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    # Bicubic, so that strokes stay as sharp as in images that nobody moved; it overshoots at edges, hence the clamp.
     darkest, brightest = images.aminmax()
     moved = F.grid_sample((images - darkest).view(b * c, 1, h, w), grid, mode="bicubic", align_corners=False)
-    return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest)  # bicubic overshoots at edges
+    return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest)

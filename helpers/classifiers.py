@@ -79,14 +79,12 @@ def label_log_probabilities(digits: Tensor) -> Tensor:
 def log_sum_distribution(digits: Tensor) -> Tensor:
     """Log-distribution of the sum of independent digits: (B, k, 10) -> (B, 9k + 1), float32, entry s for sum s.
 
-    Adding one digit to a sum convolves their distributions: log p(s) = log Σ_i exp(a_i + b_{s-i}), here in log
+    Adding one digit to a sum convolves their distributions: log p(s) = log Σ_i exp(a_{s-i} + b_i), here in log
     space, safe where probabilities underflow.
     """
-    first, *rest = digits.float().unbind(1)
+    total, *rest = digits.float().unbind(1)
     for digit in rest:
-        pairs = first[:, :, None] + digit[:, None, :]  # (B, m, 10)
-        m = pairs.shape[1]
-        # Shift row i right by i: then column s holds every pair that adds up to s.
-        shifted = F.pad(pairs, (0, m), value=-torch.inf).flatten(1)[:, : m * (m + 9)]
-        first = shifted.view(-1, m, m + 9).logsumexp(dim=1)
-    return first
+        # Ten copies of the sum so far, one for each value of the digit: shifted by it, times its probability.
+        copies = [F.pad(total + digit[:, i : i + 1], (i, 9 - i), value=-torch.inf) for i in range(10)]
+        total = torch.stack(copies).logsumexp(dim=0)
+    return total

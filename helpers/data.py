@@ -52,7 +52,7 @@ def addnist(root: str | Path, split: str, source: str = "official") -> tuple[Ten
     if source == "official":
         return _addnist_official(expanded(root) / "AddNIST", split)
     pools = [digits(root, part, source) for part in ("train", "test")]
-    return _addnist_from_digits(*pools, split, per_class=(600, 100) if source == "demo" else (3000, 500))
+    return _addnist_from_digits(*pools, split, per_class=(400, 60) if source == "demo" else (3000, 500))
 
 
 def digits(root: str | Path, split: str, source: str = "official") -> tuple[Tensor, Tensor]:
@@ -91,30 +91,23 @@ def _unpack_addnist(archive: Path, files: dict[str, Path]) -> None:
     try:
         with zipfile.ZipFile(archive) as bundle:
             members = {Path(name).name: name for name in bundle.namelist()}
-            for name, path in files.items():
-                data = bundle.read(members[f"{name}.npy"])
-                _read_npy(data, name)
-                write_atomically(path, data)
-    except OSError as error:
-        raise DataError(f"could not write {path.name} ({error.strerror}): free some space and run again.") from error
-    except (
-        Exception
-    ) as error:  # a page in place of a zip, bytes overwritten, a file missing or another one in its place
+            arrays = {name: bundle.read(members[f"{name}.npy"]) for name in files}
+        for name, array in arrays.items():
+            _read_npy(array, name)
+    except Exception as error:  # a page in place of a zip, bytes overwritten, a file missing or another in its place
         archive.unlink()
         raise DataError(
             "what came as the AddNIST zip is damaged or something else, and was deleted: run this again to download it "
             f"anew; if it comes again, {OTHER_WAYS}."
         ) from error
+    for name, array in arrays.items():
+        write_atomically(files[name], array)
     archive.unlink()
 
 
 def _read_npy(data: bytes, name: str) -> np.ndarray:
-    if not verified(data, ADDNIST_SHA256[name]):
-        raise DataError(
-            f"{name}.npy is not the official file (its SHA-256 differs): delete the AddNIST folder to download it "
-            f"again, or {OTHER_WAYS}."
-        )
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    advice = f"delete the AddNIST folder to download the official file again, or {OTHER_WAYS}"
+    return np.load(io.BytesIO(verified(data, ADDNIST_SHA256[name], f"{name}.npy", advice)), allow_pickle=False)
 
 
 def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_class: tuple[int, int], seed: int = 0):
@@ -124,31 +117,31 @@ def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_cl
     class are taken with replacement, shuffled, and the first part split 3 : 1 into train and valid. So many valid
     examples also occur in train, as in the official files.
     """
-    rng = np.random.default_rng(seed)
+    # Triples: three quarters of a class's share go to train and valid, the rest to test.
     triples = np.array([t for t in itertools.product(range(10), repeat=3) if 1 <= sum(t) <= 20])
-    classes = triples.sum(axis=1) - 1
-    split_pools = []
-    for (pool_images, pool_labels), keep, test in ((train_pool, per_class[0], False), (test_pool, per_class[1], True)):
-        by_digit = [np.flatnonzero(pool_labels.numpy() == digit) for digit in range(10)]
-        images, labels = [], []
-        for label in range(20):
-            members = triples[classes == label]
-            held = int(0.75 * len(members))
-            drawn = members.repeat(max(keep // (len(members) - held if test else held), 1), axis=0)  # (n, 3)
-            rows = np.stack([_pick(rng, by_digit, drawn[:, channel]) for channel in range(3)], axis=1)
-            chosen = rows[rng.integers(len(rows), size=keep)]  # with replacement: some examples come twice
-            images.append(pool_images.numpy()[chosen])  # (keep, 3, 28, 28)
-            labels.append(np.full(keep, label))
-        order = rng.permutation(20 * keep)
-        split_pools.append((np.concatenate(images)[order], np.concatenate(labels)[order]))
-    (images, labels), held_out = split_pools
+    members = [triples[triples.sum(axis=1) - 1 == label] for label in range(20)]
+    # Draw: for each example three rows of the pool. Test comes second, from the same stream of random numbers.
+    rng = np.random.default_rng(seed)
+    rows, labels = _draw(rng, train_pool[1], members, [int(0.75 * len(of)) for of in members], per_class[0])
+    pool = train_pool[0]
     if split == "test":
-        images, labels = held_out
-    else:
-        cut = len(images) * 3 // 4
-        part = slice(0, cut) if split == "train" else slice(cut, None)
-        images, labels = images[part], labels[part]
-    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+        rest = [len(of) - int(0.75 * len(of)) for of in members]
+        pool, (rows, labels) = test_pool[0], _draw(rng, test_pool[1], members, rest, per_class[1])
+    # Split.
+    cut = {"train": slice(0, len(rows) * 3 // 4), "valid": slice(len(rows) * 3 // 4, None), "test": slice(None)}[split]
+    return pool[torch.from_numpy(rows[cut])], torch.from_numpy(labels[cut])
+
+
+def _draw(rng: np.random.Generator, digits: Tensor, members: list[np.ndarray], shares: list[int], keep: int):
+    """`keep` examples of each class -> rows of the pool (20 · keep, 3) and labels (20 · keep,), shuffled."""
+    by_digit = [np.flatnonzero(digits.numpy() == digit) for digit in range(10)]
+    chosen = []
+    for triples, share in zip(members, shares, strict=True):
+        drawn = triples.repeat(max(keep // share, 1), axis=0)  # (n, 3)
+        rows = np.stack([_pick(rng, by_digit, drawn[:, channel]) for channel in range(3)], axis=1)
+        chosen.append(rows[rng.integers(len(rows), size=keep)])  # with replacement: some examples come twice
+    order = rng.permutation(len(members) * keep)
+    return np.concatenate(chosen)[order], np.arange(len(members), dtype=np.int64).repeat(keep)[order]
 
 
 def _pick(rng: np.random.Generator, by_digit: list[np.ndarray], digits: np.ndarray) -> np.ndarray:
@@ -199,9 +192,8 @@ def cifar100_superclasses(root: str | Path, source: str = "official") -> list[st
         return [name.split()[1] for name in demo.CLASSES]
     from torchvision.datasets import CIFAR100
 
-    folder = (
-        expanded(root) / CIFAR100(str(expanded(root)), train=False).base_folder
-    )  # its constructor verifies the files
+    verified_set = CIFAR100(str(expanded(root)), train=False)
+    folder = expanded(root) / verified_set.base_folder
     test, meta = (pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in ("test", "meta"))
     coarse = dict(zip(test["fine_labels"], test["coarse_labels"], strict=True))
     return [meta["coarse_label_names"][coarse[label]] for label in range(100)]

@@ -45,13 +45,13 @@ def shapes(per_class: int, seed: int) -> tuple[Tensor, Tensor]:
 def _draw_shape(shape: str, colour: int, rng: np.random.Generator) -> np.ndarray:
     hue, saturation = (colour / 9, 0.9) if colour < 9 else (0.0, 0.0)
     fill = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.85, 1)))
-    ground = tuple(int(c) for c in rng.uniform(10, 70, size=3))
+    ground = tuple(int(c) for c in rng.uniform(10, 50, size=3))
     image = Image.new("RGB", (96, 96), ground)
     draw = ImageDraw.Draw(image)
-    cx, cy, r, turn = *rng.uniform(40, 56, size=2), rng.uniform(24, 34), rng.uniform(-0.25, 0.25)
+    cx, cy, r = *rng.uniform(45, 51, size=2), rng.uniform(30, 36)
 
     def polygon(radii: list[float], corners: int) -> None:
-        angles = turn - math.pi / 2 + 2 * math.pi * np.arange(corners) / corners
+        angles = -math.pi / 2 + 2 * math.pi * np.arange(corners) / corners
         scale = r * np.resize(radii, corners)
         draw.polygon(list(zip(cx + scale * np.cos(angles), cy + scale * np.sin(angles), strict=True)), fill=fill)
 

@@ -57,43 +57,74 @@ def _arrow(axis, start: tuple[float, float], end: tuple[float, float], **style) 
     axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=INK, linewidth=0.8, **style))
 
 
-def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
-    """A net of plain layers drawn from left to right, as one forward pass of `example` (1, …) meets them.
+NAMES = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
+COLOURS = {"Conv2d": "#cfe0f3", "Linear": "#f6dfc5", "MaxPool2d": "#f0f0f0", "AvgPool2d": "#f0f0f0"}
 
-    Convolutions, linear layers and pools get a box with their output shape and parameter count.
-    """
-    rows: list[tuple[str, tuple[int, ...], int]] = []
-    drawn = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
-    hooks = [
-        m.register_forward_hook(
-            lambda m, _, out: rows.append(
-                (type(m).__name__, tuple(out.shape[1:]), sum(p.numel() for p in m.parameters()))
-            )
-        )
-        for m in net.modules()
-        if isinstance(m, drawn)
-    ]
+
+def _layers(net: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
+    """(type, output shape, parameters) of each layer that `example` meets; a batch norm counts to what it follows."""
+    rows = []
+
+    def note(layer: nn.Module, _, out: Tensor) -> None:
+        count = sum(p.numel() for p in layer.parameters())
+        if isinstance(layer, nn.BatchNorm2d):
+            kind, shape, before = rows.pop()
+            rows.append((kind, shape, before + count))
+        else:
+            rows.append((type(layer).__name__, tuple(out.shape[1:]), count))
+
+    drawn = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
+    hooks = [layer.register_forward_hook(note) for layer in net.modules() if isinstance(layer, drawn)]
     with torch.no_grad():
         net(example)
     for hook in hooks:
         hook.remove()
+    return rows
 
-    names = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
-    colours = {"Conv2d": "#cfe0f3", "MaxPool2d": "#f0f0f0", "AvgPool2d": "#f0f0f0", "Linear": "#f6dfc5"}
-    figure, axes = empty(size=(9, 2.6))
-    axis = axes[0][0]
-    rows.insert(0, ("input", tuple(example.shape[1:]), 0))
+
+def _row_of_layers(axis, rows: list[tuple[str, tuple[int, ...], int]], start: float) -> None:
     for i, (kind, shape, count) in enumerate(rows):
+        x = start + 1.15 * i
         height = 0.9 + 1.3 * (shape[1] / 28 if len(shape) == 3 else shape[0] / 96)
         under = "×".join(map(str, shape)) + (f"\n{count:,}" if count else "")
-        _box(axis, i * 1.15, 0, 0.5, height, names.get(kind, kind), colours.get(kind, "white"), under)
+        _box(axis, x, 0, 0.5, height, NAMES.get(kind, kind), COLOURS.get(kind, "white"), under)
         if i:
-            _arrow(axis, (i * 1.15 - 0.62, 0), (i * 1.15 - 0.03, 0))
+            _arrow(axis, (x - 0.62, 0), (x - 0.03, 0))
+
+
+def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
+    """A net of plain layers drawn from left to right, as one forward pass of `example` (1, …) meets them.
+
+    Convolutions (with their batch norm), linear layers and pools get a box with output shape and parameter count.
+    """
+    rows = [("input", tuple(example.shape[1:]), 0), *_layers(net, example)]
+    figure, axes = empty(size=(9, 2.6))
+    axis = axes[0][0]
+    _row_of_layers(axis, rows, 0)
     axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.6, 1.2))
     axis.axis("off")
-    axis.set_title(
-        f"{type(net).__name__}: output shapes and parameters, {sum(p.numel() for p in net.parameters()):,} in all"
-    )
+    axis.set_title(f"{type(net).__name__}: output shapes and parameters, {sum(count for *_, count in rows):,} in all")
+    return figure
+
+
+def adder_diagram(net: DigitSumClassifier) -> Figure:
+    """The net that adds: three channels, one reader that serves them all, and the sum, which has no parameters."""
+    rows = _layers(net.eval().reader, torch.zeros(1, 1, 28, 28))
+    figure, axes = empty(size=(9, 3.2))
+    axis, first, end = axes[0][0], 1.7, 1.7 + 1.15 * len(rows)
+    for y, name, colour in ((1.2, "red", "#e8b4b4"), (0, "green", "#b9dcb4"), (-1.2, "blue", "#b4c4e8")):
+        _box(axis, 0, y, 0.7, 0.8, name, colour, "28×28")
+        _arrow(axis, (0.75, y), (first - 0.05, y / 6))
+        _arrow(axis, (end - 0.6, y / 6), (end + 0.1, y))
+        _box(axis, end + 0.15, y, 0.7, 0.8, "digit", "white", "10")
+        _arrow(axis, (end + 0.9, y), (end + 1.45, y / 6))
+    _row_of_layers(axis, rows, first)
+    axis.text((first + end) / 2 - 0.3, 1.55, "one reader, used three times", ha="center", fontsize=8)
+    _box(axis, end + 1.5, 0, 0.5, 1.8, "exact sum", "#d9ecd0", "20\n0")
+    axis.set(xlim=(-0.2, end + 2.2), ylim=(-2.1, 1.8))
+    axis.axis("off")
+    total = sum(count for *_, count in rows)
+    axis.set_title(f"{type(net).__name__}: output shapes and parameters, {total:,} in all")
     return figure
 
 
@@ -140,14 +171,14 @@ def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
             stop = begin + len(blocks) - 1 + (level == last)
             top = -drop * level + 0.55
             _arrow(axis, (stop * step + 0.4, top), (begin * step + 0.1, top), connectionstyle="arc3,rad=0.9")
-            above = top + 0.06 + 0.45 * ((stop - begin) * step + 0.3)
+            above = top + 0.14 + 0.47 * ((stop - begin) * step + 0.3)
             axis.text((begin + stop) / 2 * step + 0.25, above, f"{loops[level]} times", ha="center", fontsize=7)
     for level in range(len(widths)):
         axis.text(-0.25, -drop * level, f"{size >> level}×{size >> level}", ha="right", va="center", fontsize=8)
     rest = count(net) - sum(parameters for _, _, _, parameters, _ in boxes)
-    axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(widths) + 0.6, 1.7))
+    _box(axis, 0, -drop * last - 0.3, 1.9, 0.8, "noise level and class:\nscale and shift", "#d9ecd0", f"{rest:,}")
+    axis.text(2.0, -drop * last - 0.3, "to every block", fontsize=7, va="center", color="#555555")
+    axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(widths) + 0.4, 1.7))
     axis.axis("off")
-    axis.set_title(
-        f"{count(net):,} parameters: the boxes', and {rest:,} that bring noise level and class to every block"
-    )
+    axis.set_title(f"{count(net):,} parameters")
     return figure

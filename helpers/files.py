@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import socket
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -22,7 +24,7 @@ PATIENCE = 60.0  # seconds a host may stay silent during a download
 
 
 class DataError(RuntimeError):
-    """A file or a data set cannot be had; the message says what to do."""
+    """A file cannot be had, used or written; the message says what to do."""
 
 
 def expanded(path: str | Path) -> Path:
@@ -31,7 +33,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """All of `data` or nothing: write beside the target, flush to disk, rename. Raises OSError."""
+    """All of `data` or nothing: write beside the target, flush to disk, rename. Raises DataError."""
     part = path.with_name(f"{path.name}.part")  # left behind by a killed process, the next one overwrites it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,14 +42,36 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"could not write {path.name} ({error.strerror}): free some space or choose another folder. "
+                        "The previous file is untouched.") from error  # fmt: skip
     finally:
         with suppress(OSError):
             part.unlink()
 
 
-def verified(data: bytes, sha256: str) -> bool:
-    """Whether these bytes have this SHA-256, in hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest() == sha256
+def verified(data: bytes, sha256: str, name: str, advice: str) -> bytes:
+    """The bytes of a file, if they have this SHA-256 in hexadecimal digits; else DataError with advice."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DataError(f"{name} is missing or damaged (its SHA-256 is wrong): {advice}.")
+    return data
+
+
+def load_tensors(data: bytes, name: str) -> dict:
+    """What `torch.save` wrote, on the CPU; never runs code that a file brings along. Raises DataError."""
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(f"{name} is not a file of plain tensors and was not opened: {error}") from error
+
+
+def plain(state):
+    """The same state with numpy's numbers as Python's, which JSON takes and `load_tensors` opens."""
+    if isinstance(state, dict):
+        return {plain(key): plain(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(plain, state))
+    return state.item() if isinstance(state, np.generic) else state
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.diffusion import Denoiser, heun_steps, karras_path, sample, to_float
+from helpers.diffusion import Denoiser, heun_steps, karras_sigmas, sample, to_float
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
@@ -81,8 +81,8 @@ def between(
     noise alone, or the same noise to move the class alone. positions: float in 0 … 1, (F,) or, each pair its own,
     (F, P). way: `slerp`, `lerp` or `switch`; class_way: the same as way unless given. Further arguments go to
     `diffusion.sample`. With its deterministic solver, neighbouring positions give neighbouring images, and positions
-    0 and 1 the two samples themselves. An ancestral sampler adds noise of its own, from `seed`: the same in every
-    frame, or in each frame another (fresh_noise). The report's way has fresh noise, and labels that switch.
+    0 and 1 the two samples themselves. `diffusion.ddpm_steps` adds noise of its own, from `seed`: the same in every
+    frame, or in each frame another (fresh_noise).
     Returns uint8 (F, P, 3, 32, 32).
     """
     device = next(denoiser.parameters()).device
@@ -96,29 +96,23 @@ def between(
 
 
 @torch.no_grad()
-def invert(denoiser: Denoiser, images: Tensor, labels: Tensor, path: Tensor | None = None) -> Tensor:
+def invert(denoiser: Denoiser, images: Tensor, labels: Tensor, sigmas: Tensor | None = None) -> Tensor:
     """The noise behind an image: the deterministic solver run backwards (Song et al. 2021, section 5.3).
 
-    images uint8 (B, 3, 32, 32); labels as in `diffusion.sample`; path: the noise levels, as there (default
-    `karras_path()`). Returns float32 (B, 3, 32, 32), close to N(0, 1), on the CPU: `diffusion.sample(denoiser,
-    labels, noise=…, path=path)` draws the images again, up to the solver's error. Two evaluations a step.
+    images uint8 (B, 3, 32, 32); labels and sigmas as in `diffusion.sample`. Returns float32 (B, 3, 32, 32), close to
+    N(0, 1), on the CPU: `diffusion.sample(denoiser, labels, noise=…, sigmas=…)` draws the images again, up to the
+    solver's error. Two evaluations a step.
     """
     device = next(denoiser.parameters()).device
-    levels = (karras_path() if path is None else path)[:-1].flip(0)  # ascending; 0 is left out: there x is the image
+    upwards = (karras_sigmas() if sigmas is None else sigmas)[:-1].flip(0)  # without 0: there x is the image
     labels = labels.to(device)
-    steps = heun_steps(lambda x, sigma: denoiser(x, sigma, labels), to_float(images).to(device), levels)
-    return deque(steps, maxlen=1).pop().cpu() / float(levels[-1])
+    steps = heun_steps(lambda x, sigma: denoiser(x, sigma, labels), to_float(images).to(device), upwards)
+    return deque(steps, maxlen=1).pop()[0].cpu() / float(upwards[-1])
 
 
-def step_lengths(frames: Tensor, features: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Distance between neighbouring frames, uint8 (F, P, 3, H, W) -> float (F - 1, P).
-
-    features: uint8 (N, 3, H, W) -> (N, D), such as `fid.features`: the Euclidean distance of two frames' features, a
-    perceptual distance. Without it, a stand-in: the root mean square over pixels, 0 … 255.
-    """
-    if features is None:
-        return frames.float().diff(dim=0).flatten(2).square().mean(dim=2).sqrt()
-    return features(frames.flatten(0, 1)).view(*frames.shape[:2], -1).diff(dim=0).norm(dim=2)
+def step_lengths(points: Tensor) -> Tensor:
+    """Distance between neighbouring frames: float (F, P, D), such as their FID features -> (F - 1, P)."""
+    return points.diff(dim=0).norm(dim=2)
 
 
 def roughness(lengths: Tensor) -> Tensor:

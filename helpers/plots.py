@@ -1,34 +1,26 @@
-"""Every figure of the notebooks. Each function draws with matplotlib and returns the Figure."""
+"""Figures, tables and listings of the notebooks; each function returns what a cell shows."""
 
 from __future__ import annotations
 
+import inspect
 import io
 import sys
 import textwrap
-import time
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import PIL.Image
 import torch
 from IPython import get_ipython
-from IPython.display import Image, Pretty, display
+from IPython.display import Code, Image, Markdown
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
-plt.rcParams.update(  # one look for every figure of the notebooks
-    {
-        "figure.dpi": 110,
-        "figure.facecolor": "white",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "font.size": 9,
-        "legend.frameon": False,
-    }
-)
+LOOK = {"figure.dpi": 110, "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
+        "axes.titlesize": 11, "axes.titlelocation": "left", "font.size": 9, "legend.frameon": False}  # fmt: skip
+plt.rcParams.update(LOOK)  # one look for every figure of the notebooks
 
 
 def _show_anywhere() -> None:
@@ -45,8 +37,8 @@ def _show_anywhere() -> None:
             stream.reconfigure(errors="replace")
 
 
-def empty(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2), **kwargs):
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **kwargs)
+def empty(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2)):
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     plt.close(figure)  # shown by returning it, once, not a second time by the inline backend
     return figure, axes
 
@@ -61,19 +53,50 @@ def png(figure: Figure) -> bytes:
 _show_anywhere()
 
 
+def colours(count: int) -> list:
+    """As many colours as there are curves, none twice: the house's first."""
+    named = [BLUE, ORANGE, GREY, INK, "#4e9a06", "#ad7fa8"]
+    return [*named, *(plt.get_cmap("viridis")(i / count) for i in range(count - len(named)))][:count]
+
+
+# --- text -------------------------------------------------------------------------------------------------------
+
+
+def table(columns: list[str], rows: list[list]) -> Markdown:
+    """A table with a heading for each column; the first column reads from the left, the others are figures."""
+    rules = ["---", *["---:"] * (len(columns) - 1)]
+    return Markdown("\n".join(f"| {' | '.join(map(str, row))} |" for row in (columns, rules, *rows)))
+
+
+def pm(pair: tuple[float, float] | None, form: str) -> str:
+    """(mean, standard deviation) for a table: "mean ± std", without the ± where that is NaN; "" for None."""
+    if pair is None:
+        return ""
+    mean, std = map(float, pair)
+    return f"{mean:{form}}" + (f" ± {std:{form}}" if std == std else "")
+
+
+class Listing(Code):
+    """IPython's Code, in letters of one width on static pages, too."""
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<style>.listing pre {{ font-family: monospace; }}</style><div class=listing>{super()._repr_html_()}</div>"
+        )
+
+
+def listing(*sources: Callable) -> Listing:
+    """The code of functions and classes, from the one place where it stands."""
+    return Listing("\n\n".join(map(inspect.getsource, sources)), language="python")
+
+
 # --- images -----------------------------------------------------------------------------------------------------
 
 
 def image_grid(
-    images: Tensor,
-    columns: int,
-    *,
-    title: str = "",
-    captions: list[str] | None = None,
-    column_titles: list[str] | None = None,
-    row_titles: list[str] | None = None,
-    inch: float = 0.75,
-) -> Figure:
+    images: Tensor, columns: int, *, title: str = "", captions: list[str] | None = None,
+    column_titles: list[str] | None = None, row_titles: list[str] | None = None, inch: float = 0.75,
+) -> Figure:  # fmt: skip
     """uint8 images (N, 3, H, W), row by row; captions one an image, titles one a column or row."""
     rows = -(-len(images) // columns)
     room = 0.32 if captions else 0.03
@@ -104,8 +127,8 @@ def animation(frames: Tensor, columns: int, *, zoom: int = 3, seconds: float = 0
     An animated PNG: browsers play it without any program, and where it does not play it shows the first frame.
     """
     count, height, width = frames.shape[1], frames.shape[3], frames.shape[4]
-    empty = frames.new_full((len(frames), -count % columns, 3, height, width), 255)
-    tiles = torch.cat([frames, empty], dim=1).unflatten(1, (-1, columns))  # (F, rows, columns, 3, H, W)
+    white = frames.new_full((len(frames), -count % columns, 3, height, width), 255)
+    tiles = torch.cat([frames, white], dim=1).unflatten(1, (-1, columns))  # (F, rows, columns, 3, H, W)
     sheets = tiles.permute(0, 1, 4, 2, 5, 3).reshape(len(frames), -1, columns * width, 3)
     sheets = sheets.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
     pages = [PIL.Image.fromarray(sheet.numpy()) for sheet in torch.cat([sheets, sheets[1:-1].flip(0)])]
@@ -142,84 +165,56 @@ def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, windo
     """
     runs = {name: {q: values.detach().cpu() for q, values in run.items()} for name, run in runs.items()}
     quantities = list(dict.fromkeys(q for run in runs.values() for q in run))
+    nets = list(dict.fromkeys(name.split(", seed")[0] for name in runs))
+    colour_of = dict(zip(nets, colours(len(nets)), strict=True))
     figure, axes = empty(1, len(quantities), (4.2 * len(quantities), 2.9))
-    colours = [plt.get_cmap("viridis")(i / max(1, len(runs)) * 0.85) for i in range(len(runs))]
     for axis, quantity in zip(axes[0], quantities, strict=True):
-        for (name, run), colour in zip(runs.items(), colours, strict=True):
+        named = set()
+        for name, run in runs.items():
             if quantity not in run:
                 continue
-            values = run[quantity]
+            net, values = name.split(", seed")[0], run[quantity]
             mean = smooth(values, max(1, min(window // every, len(values) // 20)))
             seen = values.isfinite().nonzero()[:, 0]
             thin = seen[:: max(1, len(seen) // 2000)]
-            axis.plot(((thin + 1) * every).numpy(), values[thin].numpy(), color=colour, alpha=0.2, linewidth=0.5)
-            axis.plot(((seen + 1) * every).numpy(), mean[seen].numpy(), color=colour, linewidth=1.6, label=name)
+            style = {"color": colour_of[net], "label": None if net in named else net}
+            axis.plot(
+                ((thin + 1) * every).numpy(), values[thin].numpy(), color=colour_of[net], alpha=0.2, linewidth=0.5
+            )
+            axis.plot(((seen + 1) * every).numpy(), mean[seen].numpy(), linewidth=1.3, **style)
+            named.add(net)
         settled = torch.cat([run[quantity][len(run[quantity]) // 50 :] for run in runs.values() if quantity in run])
         settled = settled[settled.isfinite()].double()
         if len(settled) > 1 and settled.min() < settled.max():
             low, high = settled.min().item(), settled.max().item()
-            axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+            if low > 0 and high > 30 * low:
+                axis.set_yscale("log")
+            else:
+                axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
         axis.set_title(quantity)
         axis.set_xlabel("optimisation step")
-    if len(runs) > 1:
+    if len(nets) > 1:
         axes[0][0].legend()
     return figure
 
 
-class LiveCurves:
-    """The training curves, redrawn in place while a loop runs, at most every `seconds`; in the end, one line of text.
-
-    >>> live = LiveCurves(steps=STEPS)
-    >>> live(step, {"loss": history[0]})   # cheap to call at every save
-    """
-
-    def __init__(self, steps: int, name: str = "", seconds: float = 15.0):
-        self.steps, self.name, self.seconds = steps, name, seconds
-        self.handle, self.last, self.begun = None, -float("inf"), None
-
-    def __call__(self, step: int, curves: dict[str, Tensor]) -> None:
-        now = time.monotonic()
-        self.begun = self.begun or (now, step)
-        if now - self.last < self.seconds and step < self.steps:
-            return
-        self.last = now
-        if step < self.steps:
-            shown = training_curves({self.name: curves})
-            seconds = (now - self.begun[0]) / max(1, step - self.begun[1]) * (self.steps - step)
-            left = f", about {seconds / 60:.0f} min left" if step > self.begun[1] else ""
-            shown.suptitle(f"{self.name} step {step:,} of {self.steps:,}{left}", x=0.01, ha="left", fontsize=10)
-        else:
-            shown = Pretty(f"{self.name} {step:,} steps done")
-        if self.handle is None:
-            self.handle = display(shown, display_id=True)
-        else:
-            self.handle.update(shown)
+# --- figures of results -----------------------------------------------------------------------------------------
 
 
-class ProgressLine:
-    """One line of text, "sampling: 250 of 10,000", updated in place; pass it as a `progress` argument."""
-
-    def __init__(self, name: str):
-        self.name, self.handle = name, None
-
-    def __call__(self, done: int, total: int) -> None:
-        line = Pretty(f"{self.name}: {done:,} of {total:,}")
-        if self.handle is None:
-            self.handle = display(line, display_id=True)
-        else:
-            self.handle.update(line)
-
-
-def bars(values: dict[str, float], *, title: str, unit: str = "", spread: dict[str, float] | None = None) -> Figure:
-    """A horizontal bar a value, its figure beside it; spread draws ± whiskers."""
-    figure, axes = empty(size=(6.5, 0.5 + 0.42 * len(values)))
+def bars(
+    values: dict[str, float], *, title: str, form: str = ".2f", ours: set[str] | None = None,
+    spread: dict[str, float] | None = None,
+) -> Figure:  # fmt: skip
+    """A horizontal bar a value, its figure beside it; grey where it is not among `ours`; spread: ± whiskers."""
+    figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(values) < 9 else 0.22) * len(values)))
     axis, names = axes[0][0], list(values)
     errors = [(spread or {}).get(name, 0) for name in names]
-    axis.barh(names, values.values(), xerr=errors, color=[GREY, *[BLUE] * (len(names) - 1)], ecolor=INK, height=0.6)
+    shades = [BLUE if ours is None or name in ours else GREY for name in names]
+    axis.barh(names, values.values(), xerr=errors, color=shades, ecolor=INK, height=0.6)
     for row, name in enumerate(names):
-        axis.text(values[name] + errors[row], row, f"  {values[name]:.4g}{unit}", va="center")
+        axis.text(values[name] + errors[row], row, f"  {values[name]:{form}}", va="center")
     axis.invert_yaxis()
-    axis.set_xlim(0, max(values.values()) * 1.18)
+    axis.set_xlim(0, max(values[name] + error for name, error in zip(names, errors, strict=True)) * 1.18)
     axis.set_title(title)
     return figure
 
@@ -228,13 +223,13 @@ def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: st
     """One line a curve: name -> (x values, y values), both (N,)."""
     figure, axes = empty(size=(6, 2.8))
     axis = axes[0][0]
-    for (name, (across, up)), colour in zip(curves.items(), (BLUE, ORANGE, GREY, INK), strict=False):
-        axis.plot(
-            torch.as_tensor(across).numpy(), torch.as_tensor(up).numpy(), "o-", color=colour, markersize=3, label=name
-        )
+    for (name, points), colour in zip(curves.items(), colours(len(curves)), strict=True):
+        across, up = (torch.as_tensor(part).numpy() for part in points)
+        axis.plot(across, up, "o-", color=colour, markersize=3, label=name)
     axis.set(xlabel=x, ylabel=y, title=title, xscale="log" if log_x else "linear")
     if len(curves) > 1:
-        axis.legend()
+        aside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # many names would lie on the lines
+        axis.legend(**aside if len(curves) > 2 else {})
     return figure
 
 
@@ -279,7 +274,7 @@ def calibration(models: dict[str, tuple[Tensor, Tensor]], title: str) -> Figure:
     figure, axes = empty(size=(4.6, 3.8))
     axis = axes[0][0]
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-    for (name, (probabilities, labels)), colour in zip(models.items(), (ORANGE, BLUE), strict=False):
+    for (name, (probabilities, labels)), colour in zip(models.items(), colours(len(models)), strict=True):
         confidence, right, share = reliability(probabilities, labels)
         error = float((share * (confidence - right).abs()).sum())
         axis.plot(confidence.numpy(), right.numpy(), color=colour, label=f"{name}: error {error:.2%}")

@@ -125,14 +125,16 @@ class UNet(nn.Module):
             return nn.ModuleList(Block(widths[level] if i else first, widths[level], loops[level])
                                  for i in range(blocks[level]))  # fmt: skip
 
-        # Down: level 0 … last. Up: level last - 1 … 0, each joined by what went down there.
+        # Down: level 0 … last.
         above = [widths[max(level - 1, 0)] for level in range(len(widths))]
-        joined = [width + below for width, below in zip(widths[:-1], widths[1:], strict=True)]
         self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
         self.enter_down = nn.ModuleList(map(enter, above, widths))
         self.down = nn.ModuleList(level_blocks(channels, level) for level, channels in enumerate(above))
+        # Up: level last - 1 … 0, each joined by what went down there.
+        joined = [width + below for width, below in zip(widths[:-1], widths[1:], strict=True)]
         self.enter_up = nn.ModuleList(map(enter, joined, widths[:-1]))
         self.up = nn.ModuleList(level_blocks(channels, level) for level, channels in enumerate(joined))
+        # Middle: attention after each turn of the last level. Then out.
         self.attention = Attention(widths[-1])
         self.norm = GroupNorm(8, widths[0])
         self.head = nn.Conv2d(widths[0], 3, 3, padding=1)
@@ -145,17 +147,19 @@ class UNet(nn.Module):
                              f"({len(x)}, {self.class_embedding.embedding_dim}), got {labels.dtype} "
                              f"{tuple(labels.shape)}")  # fmt: skip
         x, noise = (part.to(self.stem.weight.dtype) for part in (x, noise))
+        # Embeddings.
         angles = noise[:, None] * self.frequencies  # (B, 32)
         embedding = self.noise_embedding(torch.cat([angles.sin(), angles.cos()], dim=1))
         embedding = embedding + (labels if labels.is_floating_point() else self.class_embedding(labels))
         embedding = F.silu(embedding)
         modulation = [layer(embedding).unflatten(1, (2, -1)) for layer in self.modulation]  # (B, 2, C) a level
-
+        # Down, the middle at its end.
         x, skips = self.stem(x), []
         for level, level_blocks in enumerate(self.down):
             x = self.enter_down[level](F.avg_pool2d(x, 2) if level else x)
             x = self._turns(x, level_blocks, level, modulation[level])
             skips.append(x)
+        # Up.
         x = skips.pop()
         for level, level_blocks in reversed(list(enumerate(self.up))):
             x = self.enter_up[level](torch.cat([F.interpolate(x, scale_factor=2.0), skips.pop()], dim=1))
@@ -175,3 +179,6 @@ class UNet(nn.Module):
 def plain(widths: tuple[int, int, int] = (32, 72, 96), classes: int = 100) -> UNet:
     """The same without loops and transitions: narrower, more weights of its own in each block. 936,275 parameters."""
     return UNet(widths, (1, 2, 2), classes, loops=(1, 1, 1), transitions=False)
+
+
+NETWORKS = {"looped": UNet, "plain": plain}  # by their names in settings and cards

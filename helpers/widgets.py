@@ -9,7 +9,7 @@ import torch
 
 from helpers import diagrams, plots
 from helpers.classifiers import DigitSumClassifier
-from helpers.diffusion import Denoiser, karras_path, sample, starting_noise
+from helpers.diffusion import Denoiser, karras_sigmas, sample, starting_noise
 from helpers.interpolation import between
 
 
@@ -41,7 +41,7 @@ def walk_explorer(
     def frame(a: int, b: int, seed_a: int, seed_b: int, guidance: float, position: float) -> bytes:
         noises = starting_noise(1, seed_a), starting_noise(1, seed_b)
         labels = torch.tensor([a]), torch.tensor([b])
-        options = {"path": karras_path(steps), "guidance": guidance, "interval": interval}
+        options = {"sigmas": karras_sigmas(steps), "guidance": guidance, "interval": interval}
         image = between(denoiser, labels, noises, torch.tensor([position]), **options)
         return plots.png(plots.image_grid(image[:, 0], 1, inch=2.4))
 
@@ -78,7 +78,7 @@ def walk_explorer(
     return w.VBox([*rows, said, picture])
 
 
-def sampler(
+def sample_explorer(
     denoiser: Denoiser, classes: list[str], *, start: str, guidance: float, interval: tuple[float, float],
     count: int = 4,
 ) -> w.Widget:  # fmt: skip
@@ -91,7 +91,7 @@ def sampler(
     @lru_cache(maxsize=256)
     def draw_samples(label: int, seed: int, guidance: float, steps: int) -> bytes:
         labels = torch.full((count,), label)
-        images = sample(denoiser, labels, seed=seed, path=karras_path(steps), guidance=guidance, interval=interval)
+        images = sample(denoiser, labels, seed=seed, sigmas=karras_sigmas(steps), guidance=guidance, interval=interval)
         return plots.png(plots.image_grid(images, count, inch=1.5))
 
     controls = {

@@ -1,4 +1,4 @@
-"""A short training run for test_training.py, and that run killed (kill -9) again and again at random moments.
+"""Notebook 1's training loop killed (kill -9) again and again at random moments, for test_training.py.
 
     python -m tests.killed_run FOLDER KILLS
 
@@ -15,46 +15,26 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
-from helpers import batches, budget, classifiers, data, training
-
-
-def run(folder: Path, images: torch.Tensor, labels: torch.Tensor, steps: int, stop: int) -> training.Checkpoint:
-    """The notebook's loop with a checkpoint after every step, up to `stop` of `steps`; resumes what it finds."""
-    torch.manual_seed(0)
-    net = classifiers.PaperClassifier()
-    limits = budget.Budget(parameters=100_000, steps=steps)
-    ema = training.EMA(net, 0.9)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    parts = {"net": net, "ema": ema, "optimizer": optimizer, "limits": limits}
-    with training.Checkpoint(folder, "run", {"steps": steps}, **parts) as checkpoint:
-        start, history = checkpoint.resume()
-        history = torch.zeros(steps) if history is None else history
-        for step in range(start, stop):
-            batches.seed_step(0, step)
-            x, y = batches.batch(images, labels, 4, 0, step)
-            loss = F.cross_entropy(net(batches.jitter(batches.normalise(batches.shuffle_channels(x)), shift=1.0)), y)
-            optimizer.zero_grad()
-            loss.backward()
-            limits.step(optimizer)
-            ema.update(net)
-            history[step] = loss.detach()
-            checkpoint.save(step + 1, history)
-    return checkpoint
+from tests import pages
 
 
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
-    images, labels = (part[:64] for part in data.addnist("", "test", "demo"))
+    train, kernel = pages.training_loop(1, folder, STEPS=60, BATCH=4, SAVE_EVERY=1)
+
+    def into(name: str) -> None:
+        kernel["runs"] = folder / name
+        train()
+
     begun = time.monotonic()
-    run(folder / "whole", images, labels, 80, 80)
+    into("whole")
     duration = time.monotonic() - begun
     moments, killed, saving = random.Random(0), 0, 0
     while killed < kills or not saving:  # at least one in the middle of a save
         child = os.fork()
         if child == 0:
-            run(folder / "killed", images, labels, 80, 80)
+            into("killed")
             os._exit(0)
         time.sleep(moments.uniform(0, duration / kills))
         os.kill(child, signal.SIGKILL)
@@ -67,7 +47,7 @@ def main(folder: Path, kills: int) -> None:
             continue
         killed += 1
         saving += any((folder / "killed").glob("*.part"))
-    run(folder / "killed", images, labels, 80, 80)
+    into("killed")
     print(f"{killed} killed, {saving} of them in the middle of a save")
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -78,3 +80,26 @@ def test_floats_are_refused_where_bytes_are_meant():
         batches.normalise(torch.rand(1, 3, 28, 28))
     with pytest.raises(TypeError, match="uint8"):
         diffusion.to_float(torch.rand(1, 3, 32, 32))
+
+
+def test_generators_differ_wherever_seed_or_index_do():
+    seen = {batches.generator(seed, index).initial_seed() for seed in range(30) for index in range(30)}
+    assert len(seen) == 900
+    batches.seed_step(3, 5)
+    assert torch.equal(torch.rand(4), torch.rand(4, generator=batches.generator(3, 5)))
+
+
+def test_a_channel_is_scaled_first_then_turned_then_moved(monkeypatch):
+    """Against the affine map written out, with random numbers that are known."""
+    angle, size_x, size_y, x, y = 1.0, 0.5, -1.0, 0.3, -0.6
+    drawn = (torch.tensor([angle, size_x, size_y, x, y]) + 1)[:, None] / 2
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
+    image = torch.rand_like(torch.zeros(1, 1, 28, 28))
+    cos, sin = math.cos(math.radians(30)), math.sin(math.radians(30))
+    sx, sy = 1 + 0.4 * size_x, 1 + 0.4 * size_y
+    theta = torch.tensor([[[cos * sx, -sin * sy, 2 * 3 / 28 * x], [sin * sx, cos * sy, 2 * 3 / 28 * y]]])
+    grid = torch.nn.functional.affine_grid(theta, [1, 1, 28, 28], align_corners=False)
+    low, high = image.aminmax()
+    expected = torch.nn.functional.grid_sample(image - low, grid, mode="bicubic", align_corners=False) + low
+    moved = batches.jitter(image, degrees=30, scale=0.4, shift=3)
+    torch.testing.assert_close(moved, expected.clamp(low, high))

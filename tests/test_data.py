@@ -17,15 +17,15 @@ def demo():
 
 
 def test_demo_addnist_has_the_official_shapes_and_types(demo):
-    assert [len(demo[split][0]) for split in ("train", "valid", "test")] == [9000, 3000, 2000]
+    assert [len(demo[split][0]) for split in ("train", "valid", "test")] == [6000, 2000, 1200]
     for images, labels in demo.values():
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (3, 28, 28)
         assert labels.dtype == torch.int64
         assert set(labels.tolist()) == set(range(20))
     both = torch.cat([demo["train"][1], demo["valid"][1]]).bincount()
-    assert (both == 600).all()
-    assert (demo["test"][1].bincount() == 100).all()
+    assert (both == 400).all()
+    assert (demo["test"][1].bincount() == 60).all()
 
 
 def test_superclasses_are_read_from_the_verified_files(tmp_path, monkeypatch):
@@ -246,3 +246,13 @@ def test_what_comes_in_place_of_the_zip_is_removed_and_the_way_out_named(tmp_pat
         data.addnist(tmp_path, "train")
     assert not archive.exists()
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_rebuilt_set_has_the_official_sizes(monkeypatch):
+    monkeypatch.setattr(data, "digits", lambda root, split, source: demo_sets.digits(split == "train"))
+    for split, count in {"train": 45_000, "valid": 15_000, "test": 10_000}.items():
+        images, labels = data.addnist("", split, "rebuilt")
+        assert images.shape == (count, 3, 28, 28)
+        assert labels.dtype == torch.int64
+        if split == "test":
+            assert (labels.bincount() == 500).all()

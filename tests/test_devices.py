@@ -100,13 +100,14 @@ def test_another_default_dtype(float64):
     denoiser = diffusion.Denoiser(unet.UNet((8, 16), (1, 1), 5))
     images, labels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), torch.arange(4)
     ema, optimizer = training.EMA(denoiser, 0.9), muon.Muon(denoiser, 0.001)
-    diffusion.loss(denoiser, images, labels, label_dropout=0.1)[0].mean().backward()
+    diffusion.loss(denoiser, images, labels, denoiser.training_sigmas(4), label_dropout=0.1).mean().backward()
     optimizer.step()
     ema.update(denoiser)
-    drawn = diffusion.sample(ema.module, labels, path=diffusion.karras_path(2), guidance=2.0)
+    sampling = {"sigmas": diffusion.karras_sigmas(2), "guidance": 2.0}
+    drawn = diffusion.sample(ema.module, labels, **sampling)
     assert drawn.dtype == torch.uint8
     pairs, noises = (labels, labels.flip(0)), diffusion.starting_noise(8, 0).split(4)
-    assert interpolation.between(denoiser, pairs, noises, torch.tensor([0.5]), path=diffusion.karras_path(2)).shape[0]
+    assert len(interpolation.between(denoiser, pairs, noises, torch.tensor([0.5]), **sampling)) == 1
     digits = batches.jitter(batches.normalise(data.addnist("", "test", "demo")[0][:4]), degrees=10, shift=1, bend=1)
     for net in (classifiers.PaperClassifier(), classifiers.DigitSumClassifier()):
         assert net(digits).shape == (4, 20)

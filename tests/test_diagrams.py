@@ -41,13 +41,21 @@ def test_diagrams_say_what_the_nets_are():
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_the_net_that_adds_is_drawn_with_one_reader_and_all_its_parameters():
+    net = DigitSumClassifier()
+    texts = _texts(diagrams.adder_diagram(net))
+    under = [text.split("\n")[1] for text in texts if re.fullmatch(r"[\d×]+\n[\d,]+", text)]
+    assert sum(int(count.replace(",", "")) for count in under) == count_parameters(net)
+    assert any(f"{count_parameters(net):,} in all" in text for text in texts)
+    assert {"red", "green", "blue", "exact sum", "one reader, used three times"} <= set(texts)
+
+
 @pytest.mark.parametrize("net", [unet.UNet((8, 16), (1, 2), loops=(1, 3)), unet.plain()])
 def test_the_diagram_of_a_unet_adds_up_and_says_how_often_a_block_is_used(net):
     texts = _texts(diagrams.unet_diagram(net))
     for width, blocks in {level[0].conv_out.out_channels: len(level) for level in [*net.down, *net.up]}.items():
         assert texts.count(f"block {width}") == blocks * (1 if width == net.down[-1][0].conv_out.out_channels else 2)
     assert texts.count("3 times") == (1 if net.loops[-1] == 3 else 0)
-    (title,) = [text for text in texts if "parameters:" in text]
-    total, rest = (int(part.replace(",", "")) for part in re.findall(r"[\d,]*\d", title))
-    assert total == count_parameters(net)
-    assert total - rest == sum(int(text.replace(",", "")) for text in texts if re.fullmatch(r"[\d,]+", text))
+    assert f"{count_parameters(net):,} parameters" in texts
+    assert "noise level and class:\nscale and shift" in texts
+    assert count_parameters(net) == sum(int(text.replace(",", "")) for text in texts if re.fullmatch(r"[\d,]+", text))

@@ -5,8 +5,8 @@ from collections import deque
 import pytest
 import torch
 
-from helpers import diffusion, training
-from helpers.unet import UNet
+from helpers import diffusion, results
+from helpers.unet import NETWORKS, UNet
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def denoiser():
 
 def _golden_loop(steps, eta):
     x = (torch.arange(768) / 768).reshape(3, 8, 8, 4).permute(3, 0, 1, 2).double()
-    levels, path = diffusion.ddpm_sigmas(), diffusion.ddpm_path(steps)
+    levels, path = diffusion.ddpm_schedule(), diffusion.ddpm_sigmas(steps)
     generator = torch.manual_seed(0)
 
     def denoise(scaled, sigma):  # the stand-in network returns x·t / (t + 1) in DDPM's own scaling
@@ -32,7 +32,7 @@ def _golden_loop(steps, eta):
 
     x = x * math.sqrt(1 + float(path[0]) ** 2)
     noise = lambda: torch.randn(x.shape, generator=generator)  # noqa: E731
-    return deque(diffusion.ancestral_steps(denoise, x, path, eta=eta, noise=noise), maxlen=1).pop().abs()
+    return deque(diffusion.ddim_steps(denoise, x, path, noise, eta=eta), maxlen=1).pop()[0].abs()
 
 
 def test_golden_ddpm():
@@ -49,14 +49,11 @@ def test_golden_ddim():
 
 @pytest.mark.parametrize(("t", "expected"), [(0, 0.0), (487, 0.00979), (999, 0.02)])
 def test_golden_posterior_variance(t, expected):
-    """Variance that `ancestral_steps` adds going from t to t - 1, in DDPM's scaling."""
-    levels = torch.cat([torch.zeros(1, dtype=torch.float64), diffusion.ddpm_sigmas()])
+    """Variance that `ddpm_steps` adds going from t to t - 1, in DDPM's scaling."""
+    levels = torch.cat([torch.zeros(1, dtype=torch.float64), diffusion.ddpm_schedule()])
     path = torch.stack([levels[t + 1], levels[t]])
     unit = torch.ones(1, dtype=torch.float64)
-    quiet, loud = (
-        next(diffusion.ancestral_steps(lambda x, s: 0 * x, unit, path, eta=1.0, noise=lambda n=n: n * unit))
-        for n in (0, 1)
-    )
+    quiet, loud = (next(diffusion.ddpm_steps(lambda x, s: 0 * x, unit, path, lambda n=n: n * unit))[0] for n in (0, 1))
     variance = float(loud - quiet) ** 2 / (1 + float(path[1]) ** 2)
     assert variance == pytest.approx(expected, abs=1e-5)
 
@@ -64,30 +61,30 @@ def test_golden_posterior_variance(t, expected):
 # --- schedules ------------------------------------------------------------------------------------------------------
 
 
-def test_paths_have_one_level_more_than_steps_and_fall_to_zero():
-    for path in (diffusion.ddpm_path(1000), diffusion.ddpm_path(50), diffusion.karras_path(18)):
+def test_sigmas_have_one_level_more_than_steps_and_fall_to_zero():
+    for path in (diffusion.ddpm_sigmas(1000), diffusion.ddpm_sigmas(50), diffusion.karras_sigmas(18)):
         assert path[-1] == 0
         assert (path.diff() < 0).all()
-    assert len(diffusion.ddpm_path(50)) == 51
-    assert len(diffusion.karras_path(18)) == 19
-    assert float(diffusion.karras_path(18)[0]) == pytest.approx(80)
-    assert float(diffusion.karras_path(18)[-2]) == pytest.approx(0.002)
+    assert len(diffusion.ddpm_sigmas(50)) == 51
+    assert len(diffusion.karras_sigmas(18)) == 19
+    assert float(diffusion.karras_sigmas(18)[0]) == pytest.approx(80)
+    assert float(diffusion.karras_sigmas(18)[-2]) == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize(("steps", "below"), [(501, 500), (600, 500), (750, 500), (999, 500), (334, 333), (7, 5)])
-def test_ddpm_path_starts_high_also_where_steps_do_not_divide(steps, below):
+def test_ddpm_sigmas_starts_high_also_where_steps_do_not_divide(steps, below):
     """At least as near the last level as the next smaller number of steps that divides the thousand, or nearly."""
-    first = diffusion.ddpm_path(steps)[0]
-    assert diffusion.ddpm_path(below)[0] <= first <= diffusion.ddpm_path(1000)[0]
-    levels = diffusion.ddpm_sigmas()
+    first = diffusion.ddpm_sigmas(steps)[0]
+    assert diffusion.ddpm_sigmas(below)[0] <= first <= diffusion.ddpm_sigmas(1000)[0]
+    levels = diffusion.ddpm_schedule()
     for steps in (1, 2, 10, 50, 500, 1000):  # these divide: every (1000 / steps)-th level, as ever
-        assert torch.equal(diffusion.ddpm_path(steps)[:-1].flip(0), levels[:: 1000 // steps])
+        assert torch.equal(diffusion.ddpm_sigmas(steps)[:-1].flip(0), levels[:: 1000 // steps])
 
 
 @pytest.mark.parametrize("bad", [0, 1001])
-def test_ddpm_path_refuses(bad):
+def test_ddpm_sigmas_refuses(bad):
     with pytest.raises(ValueError, match="1…1000"):
-        diffusion.ddpm_path(bad)
+        diffusion.ddpm_sigmas(bad)
 
 
 # --- denoiser and loss ----------------------------------------------------------------------------------------------
@@ -96,7 +93,7 @@ def test_ddpm_path_refuses(bad):
 def test_preconditioning_identities():
     edm = diffusion.Denoiser(UNet((8, 8), (1, 1), 2))
     sigma = torch.logspace(-4, 4, 41, dtype=torch.float64)
-    skip, out, c_in = edm.coefficients(sigma)
+    skip, out, c_in = edm.scaling(sigma)
     torch.testing.assert_close(c_in**2 * (sigma**2 + 0.25), torch.ones_like(sigma))  # unit variance in
     torch.testing.assert_close((1 - skip) ** 2 * 0.25 + skip**2 * sigma**2, out**2)  # target of unit variance
     assert float(skip[0]) == pytest.approx(1, abs=1e-6)
@@ -109,7 +106,9 @@ def test_an_untrained_net_costs_one(rng):
     """The head starts at zero, so D = c_skip·x, whose weighted error is 1 for data of variance 0.25."""
     torch.manual_seed(0)
     images = diffusion.to_uint8(0.5 * torch.randn(256, 3, 8, 8, generator=rng))
-    losses, sigma = diffusion.loss(diffusion.Denoiser(UNet((8, 8), (1, 1), 2)), images, torch.zeros(256).long())
+    denoiser = diffusion.Denoiser(UNet((8, 8), (1, 1), 2))
+    sigma = denoiser.training_sigmas(256)
+    losses = diffusion.loss(denoiser, images, torch.zeros(256).long(), sigma)
     assert losses.shape == sigma.shape == (256,)
     assert losses.mean().item() == pytest.approx(1, abs=0.05)
 
@@ -118,11 +117,12 @@ def test_epsilon_loss_is_the_plain_error_of_the_noise(denoiser):
     images, labels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6) % 5
     epsilon = diffusion.Denoiser(denoiser.net, "epsilon")
     torch.manual_seed(3)
-    losses, sigma = diffusion.loss(epsilon, images, labels)
+    sigma = epsilon.training_sigmas(6)
+    losses = diffusion.loss(epsilon, images, labels, sigma)
     torch.manual_seed(3)
     t = torch.randint(1000, (6,))
     noise = torch.randn(6, 3, 8, 8)
-    assert torch.equal(sigma, diffusion.ddpm_sigmas().float()[t])
+    assert torch.equal(sigma, diffusion.ddpm_schedule().float()[t])
     alpha_bar = (1 / (1 + sigma**2))[:, None, None, None]
     x_t = alpha_bar.sqrt() * diffusion.to_float(images) + (1 - alpha_bar).sqrt() * noise
     error = (epsilon.net(x_t, sigma.log() / 4, labels) - noise).square().mean(dim=(1, 2, 3))
@@ -133,7 +133,8 @@ def test_edm_loss_is_the_textbooks(denoiser):
     """Karras et al. 2022, table 1, at the same random numbers, written out."""
     images, labels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6) % 5
     torch.manual_seed(3)
-    losses, sigma = diffusion.loss(denoiser, images, labels)
+    sigma = denoiser.training_sigmas(6)
+    losses = diffusion.loss(denoiser, images, labels, sigma)
     torch.manual_seed(3)
     expected = torch.exp(-1.2 + 1.2 * torch.randn(6))
     torch.testing.assert_close(sigma, expected)
@@ -144,6 +145,13 @@ def test_edm_loss_is_the_textbooks(denoiser):
     estimate = skip * noisy + out * denoiser.net(c_in * noisy, expected.log() / 4, labels)
     weight = (total / (s * 0.5) ** 2).flatten()
     torch.testing.assert_close(losses, weight * (estimate - y).square().mean(dim=(1, 2, 3)))
+
+
+def test_noise_levels_to_train_at_have_the_mean_and_spread_that_are_asked_for(denoiser):
+    torch.manual_seed(0)
+    logs = denoiser.training_sigmas(20_000, -0.4, 0.7).log()
+    assert float(logs.mean()) == pytest.approx(-0.4, abs=0.02)
+    assert float(logs.std()) == pytest.approx(0.7, abs=0.02)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
@@ -159,8 +167,8 @@ def test_as_many_labels_are_hidden_as_said(share):
 
     labels = torch.arange(20_000) % 5
     torch.manual_seed(0)
-    diffusion.loss(diffusion.Denoiser(Net()), torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8), labels,
-                   label_dropout=share)  # fmt: skip
+    images = torch.zeros(20_000, 3, 1, 1, dtype=torch.uint8)
+    diffusion.loss(diffusion.Denoiser(Net()), images, labels, torch.ones(20_000), label_dropout=share)
     hidden = seen[0] == 5
     assert float(hidden.float().mean()) == pytest.approx(share, abs=0.01)
     assert torch.equal(seen[0][~hidden], labels[~hidden])
@@ -173,7 +181,8 @@ def test_every_parameter_gets_a_gradient(prediction):
     for parameter in net.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     images, labels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40) % 5
-    diffusion.loss(diffusion.Denoiser(net, prediction), images, labels, label_dropout=0.2)[0].mean().backward()
+    denoiser = diffusion.Denoiser(net, prediction)
+    diffusion.loss(denoiser, images, labels, denoiser.training_sigmas(40), label_dropout=0.2).mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
     assert (net.class_embedding.weight.grad.abs().sum(dim=1) > 0).all()  # the null label's too
 
@@ -186,7 +195,7 @@ def test_one_batch_overfits():
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=3e-3)
     values = []
     for _ in range(150):
-        loss = diffusion.loss(denoiser, images, labels.repeat(8))[0].mean()
+        loss = diffusion.loss(denoiser, images, labels.repeat(8), denoiser.training_sigmas(32)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -218,11 +227,11 @@ def _solution(x, sigma, sigma_next):
 def _solver_error(solver, steps):
     levels = torch.linspace(1, 0.1, steps + 1, dtype=torch.float64)
     x = torch.ones(1, dtype=torch.float64)
-    *_, end = solver(_gaussian, x, levels)
+    *_, (end, _) = solver(_gaussian, x, levels)
     return abs(float(end - _solution(x, 1.0, 0.1)))
 
 
-@pytest.mark.parametrize("solver", [diffusion.heun_steps, diffusion.multistep_steps])
+@pytest.mark.parametrize("solver", [diffusion.heun_steps, diffusion.dpm_solver_steps])
 def test_the_solvers_converge_at_second_order(solver):
     errors = [_solver_error(solver, n) for n in (20, 40, 80)]
     orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
@@ -238,7 +247,9 @@ def test_multistep_takes_a_line_of_estimates_over_log_sigma_exactly():
         return torch.full_like(x, 2.0 + math.log(sigma))
 
     x = torch.tensor([5.0], dtype=torch.float64)
-    first, second, last = diffusion.multistep_steps(denoise, x, torch.tensor([8.0, 4.0, 1.0, 0.0]))
+    steps = diffusion.dpm_solver_steps(denoise, x, torch.tensor([8.0, 4.0, 1.0, 0.0]))
+    (first, guess), (second, _), (last, _) = steps
+    torch.testing.assert_close(guess, torch.full_like(x, 2 + math.log(8)))  # what the step took x for
     assert seen == [8.0, 4.0, 1.0]  # one evaluation a step
     start, middle = 2 + math.log(8), 2 + math.log(4) - math.log(4) / 2  # Euler's step, then the middle of [ln 4, ln 1]
     torch.testing.assert_close(first, start + (x - start) / 2)
@@ -248,41 +259,39 @@ def test_multistep_takes_a_line_of_estimates_over_log_sigma_exactly():
 
 def test_ancestral_sampling_reproduces_the_data_distribution():
     generator = torch.Generator().manual_seed(0)
-    path = diffusion.ddpm_path(1000)
+    path = diffusion.ddpm_sigmas(1000)
     x = float(path[0]) * torch.randn(20_000, generator=generator)
-    steps = diffusion.ancestral_steps(
-        _gaussian, x, path, eta=1.0, noise=lambda: torch.randn(20_000, generator=generator)
-    )
-    x = deque(steps, maxlen=1).pop()
+    steps = diffusion.ddpm_steps(_gaussian, x, path, lambda: torch.randn(20_000, generator=generator))
+    x = deque(steps, maxlen=1).pop()[0]
     assert float(x.std()) == pytest.approx(SPREAD, rel=0.03)
     assert float(x.mean()) == pytest.approx(0, abs=0.02)
 
 
-SHORT = diffusion.karras_path(3)
+SHORT = diffusion.karras_sigmas(3)
 
 
 def test_samples_are_uint8_and_repeat_bit_for_bit(denoiser):
     labels = torch.arange(5)
-    first = diffusion.sample(denoiser, labels, seed=1, path=SHORT)
+    first = diffusion.sample(denoiser, labels, seed=1, sigmas=SHORT)
     assert first.shape == (5, 3, 32, 32)
     assert first.dtype == torch.uint8
-    assert torch.equal(first, diffusion.sample(denoiser, labels, seed=1, path=SHORT))
-    assert not torch.equal(first, diffusion.sample(denoiser, labels, seed=2, path=SHORT))
+    assert torch.equal(first, diffusion.sample(denoiser, labels, seed=1, sigmas=SHORT))
+    assert not torch.equal(first, diffusion.sample(denoiser, labels, seed=2, sigmas=SHORT))
 
 
-@pytest.mark.parametrize("options", [{}, {"sampler": "ancestral", "eta": 1.0, "path": diffusion.ddpm_path(4)}])
+@pytest.mark.parametrize("options", [{}, {"solver": diffusion.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(4)}])
 def test_batching_does_not_change_the_samples(denoiser, options):
-    options = {"path": SHORT} | options
+    options = {"sigmas": SHORT} | options
     together = diffusion.sample(denoiser, torch.arange(5), **options)
-    apart = diffusion.sample(denoiser, torch.arange(5), batch=2, **options)
+    apart = diffusion.sample(denoiser, torch.arange(5), batch_size=2, **options)
     assert (together.int() - apart.int()).abs().max() <= 1
 
 
 def test_label_changes_the_output_and_embedding_equals_label(denoiser):
     same = torch.zeros(2, 3, 32, 32) + diffusion.starting_noise(1, 0)
-    a, b = diffusion.sample(denoiser, torch.tensor([0, 1]), noise=same, path=SHORT)
+    a, b = diffusion.sample(denoiser, torch.tensor([0, 1]), noise=same, sigmas=SHORT)
     assert not torch.equal(a, b)
-    embedded = diffusion.sample(denoiser, denoiser.net.class_embedding(torch.tensor([0, 1])), noise=same, path=SHORT)
+    embedded = diffusion.sample(denoiser, denoiser.net.class_embedding(torch.tensor([0, 1])), noise=same, sigmas=SHORT)
     assert torch.equal(embedded[0], a)
 
 
@@ -328,7 +337,7 @@ def test_sample_draws_by_its_own_defaults(denoiser):
     """Eighteen steps of DPM-Solver++ along Karras' levels, no guidance, noise of seed 0; images in -1…1 to bytes."""
     labels = torch.tensor([3, 1])
     levels = torch.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), 18, dtype=torch.float64) ** 7
-    torch.testing.assert_close(diffusion.karras_path()[:-1], levels)
+    torch.testing.assert_close(diffusion.karras_sigmas()[:-1], levels)
     with torch.no_grad():
         x = diffusion.starting_noise(2, 0) * 80
         last = None
@@ -345,38 +354,52 @@ def test_sample_draws_by_its_own_defaults(denoiser):
 
 def test_fresh_noise_is_another_than_the_starting_noise(denoiser):
     """Image i starts from noise (seed, i) and gets noise of a stream of its own after each step."""
-    path = diffusion.ddpm_path(2)
+    path = diffusion.ddpm_sigmas(2)
     start = diffusion.starting_noise(1, 3)
-    once = diffusion.sample(denoiser, torch.tensor([1]), seed=3, path=path, sampler="ancestral", eta=1.0)
+    once = diffusion.sample(denoiser, torch.tensor([1]), seed=3, sigmas=path, solver=diffusion.ddpm_steps)
     guided = diffusion.guided(denoiser, torch.tensor([1]))
     with torch.no_grad():
         same, other = (
-            diffusion.to_uint8(deque(diffusion.ancestral_steps(guided, start * float(path[0]), path, eta=1.0,
-                                                               noise=lambda fresh=fresh: fresh), maxlen=1).pop())
-            for fresh in (start, diffusion.starting_noise(1, 4))
-        )  # fmt: skip
+            diffusion.to_uint8([*diffusion.ddpm_steps(guided, start * float(path[0]), path, lambda n=n: n)][-1][0])
+            for n in (start, diffusion.starting_noise(1, 4))
+        )
     assert not torch.equal(once, same)
     assert not torch.equal(once, other)
     assert torch.equal(diffusion.starting_noise(3, 3)[:1], start)
 
 
-def test_samplers_by_name_are_the_solvers(denoiser):
+def test_sample_takes_the_solver_it_is_given(denoiser):
     labels, noise = torch.tensor([3, 1]), diffusion.starting_noise(2, 5)
     guided = diffusion.guided(denoiser, labels, 2.0, (0.1, 5.0))
-    options = {"seed": 5, "path": SHORT, "guidance": 2.0, "interval": (0.1, 5.0)}
-    solvers = {
-        "multistep": diffusion.multistep_steps,
-        "heun": diffusion.heun_steps,
-        "ancestral": diffusion.ancestral_steps,
-    }
+    options = {"seed": 5, "sigmas": SHORT, "guidance": 2.0, "interval": (0.1, 5.0)}
     drawn = []
-    for name, solver in solvers.items():
+    for solver in (diffusion.dpm_solver_steps, diffusion.heun_steps, diffusion.ddim_steps):
         with torch.no_grad():
-            *_, end = solver(guided, noise * 80, SHORT)
-        drawn.append(diffusion.sample(denoiser, labels, sampler=name, **options))
+            *_, (end, _) = solver(guided, noise * 80, SHORT)
+        drawn.append(diffusion.sample(denoiser, labels, solver=solver, **options))
         assert torch.equal(drawn[-1], diffusion.to_uint8(end))
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"guidance": 1.0}, 20),
+        ({"guidance": 2.5, "interval": (0.05, 6.0)}, 28),
+        ({"guidance": 2.5}, 40),
+        ({"guidance": 2.5, "interval": (0.0, 6.0)}, 32),
+        ({"solver": diffusion.heun_steps}, 39),
+        ({"solver": diffusion.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(50)}, 50),
+    ],
+)
+def test_evaluations_are_those_that_a_drawing_takes(denoiser, monkeypatch, options, expected):
+    options = {"sigmas": diffusion.karras_sigmas(20)} | options
+    asked, forward = [], denoiser.forward
+    monkeypatch.setattr(denoiser, "forward", lambda *inputs: asked.append(1) or forward(*inputs))
+    diffusion.sample(denoiser, torch.tensor([1]), **options)
+    assert diffusion.evaluations(**options) == len(asked)
+    assert len(asked) == expected
 
 
 THUMBNAILS = {
@@ -394,17 +417,17 @@ THUMBNAILS = {
 @pytest.mark.parametrize("name", THUMBNAILS)
 def test_the_shipped_weights_draw_what_they_drew(name):
     """A bicycle and an oak, six steps, as grey 4 × 4 thumbnails: any change of net, weights or solver shows here."""
-    denoiser, card = training.load_weights(name)
+    settings = results.load_card(name)["settings"]
+    denoiser = diffusion.Denoiser(NETWORKS[settings["network"]](settings["widths"]), settings["prediction"])
+    card = results.load_weights(name, denoiser)
     assert [card["classes"][label] for label in (8, 52)] == ["bicycle", "oak_tree"]
-    options = {"path": diffusion.karras_path(6), "guidance": 2.5, "interval": (0.05, 6.0)}
+    options = {"sigmas": diffusion.karras_sigmas(6), "guidance": 2.5, "interval": (0.05, 6.0)}
     drawn = diffusion.sample(denoiser, torch.tensor([8, 52]), seed=0, **options)
     thumbnails = torch.nn.functional.avg_pool2d(drawn.float(), 8).mean(dim=1)
     torch.testing.assert_close(thumbnails, torch.tensor(THUMBNAILS[name]).float(), rtol=0, atol=1.5)
 
 
 def test_sample_refuses(denoiser):
-    with pytest.raises(ValueError, match="sampler"):
-        diffusion.sample(denoiser, torch.arange(2), sampler="euler")
     with pytest.raises(ValueError, match="one each"):
         diffusion.sample(denoiser, torch.arange(2), noise=torch.zeros(3, 3, 32, 32))
     with pytest.raises(ValueError, match="prediction"):

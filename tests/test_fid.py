@@ -129,6 +129,105 @@ def test_mean_distance_is_free_of_chance(rng):
     assert fid.mean_distance(a, a) == 0
 
 
+def test_mean_distance_of_drawings_with_a_fixed_number_of_each_class(rng):
+    """Classes lie far apart, but as many of each are drawn, so that only what varies within one is chance."""
+    strata = torch.arange(10).repeat_interleave(5)
+    centres, estimates, naive = 20 * torch.randn(10, 200, generator=rng), [], []
+    many = centres.mean(0) + 0.1 * torch.randn(5000, 200, generator=rng)
+    for _ in range(20):
+        drawn = centres[strata] + torch.randn(50, 200, generator=rng) + 5 / 200**0.5
+        estimates.append(fid.mean_distance(drawn, many, strata))
+        naive.append(fid.mean_distance(drawn, many))
+    assert sum(naive) == 0  # it takes the distance between classes for chance
+    assert sum(estimates) / 20 == pytest.approx(5, abs=0.2)  # chance would make it √(25 + 200 / 50) = 5.39
+    with pytest.raises(ValueError, match="2 rows of each class"):
+        fid.mean_distance(drawn[:10], many, torch.arange(10))
+
+
+def test_distances_by_group(rng):
+    """Four classes in two groups; one group is drawn a step of 5 away from where its images lie."""
+    centres = 3 * torch.randn(4, 50, generator=rng)
+    classes, real_classes = torch.arange(4).repeat_interleave(30), torch.arange(4).repeat_interleave(400)
+    drawn = centres[classes] + torch.randn(120, 50, generator=rng)
+    drawn[classes < 2] += 5 / 50**0.5
+    real = centres[real_classes] + torch.randn(1600, 50, generator=rng)
+    found = fid.distances_by_group(drawn, real, classes, real_classes, ["far", "far", "near", "near"])
+    assert list(found) == ["near", "far"]
+    assert found["far"][0] == pytest.approx(5, abs=0.3)
+    assert found["near"][0] < 1
+    assert found["far"] == pytest.approx((fid.mean_distance(drawn[:60], real[:800], classes[:60]), found["far"][1]))
+    wider = fid.distances_by_group(drawn[::6], real, classes[::6], real_classes, ["far", "far", "near", "near"])
+    assert 0.05 < found["far"][1] < wider["far"][1] < 1.5  # fewer drawings, less sure
+    few = torch.cat([torch.zeros(1), torch.full((99,), 2.0)]).long()  # one real image of the first group
+    assert list(fid.distances_by_group(drawn, real[:100], classes, few, ["a", "a", "b", "b"])) == ["b"]
+
+
+def test_resamples_keep_the_number_of_each_class(rng):
+    strata = torch.tensor([0, 0, 0, 1, 1, 2])
+    rows = torch.stack([fid._resampled(strata, rng) for _ in range(200)])
+    assert (strata[rows] == strata).all()
+    assert set(rows.flatten().tolist()) == set(range(6))
+    assert len({*map(tuple, rows.tolist())}) > 10
+
+
+def test_judge_says_it_all(rng):
+    a, b = torch.randn(2, 60, 4, generator=rng)
+    precision, recall = fid.precision_recall(a, b)
+    found = fid.judge(a, b)
+    assert found["fid"] == round(fid.frechet_distance(a, b), 2)
+    assert found["kid"] == round(1000 * fid.kernel_distance(a, b), 3)
+    assert (found["precision"], found["recall"]) == (round(precision, 4), round(recall, 4))
+
+
+def test_kernel_distance_is_the_mean_over_all_pairs(rng):
+    a, b = torch.randn(5, 3, generator=rng).double(), torch.randn(4, 3, generator=rng).double() + 1
+
+    def k(x, y):
+        return (float(x @ y) / 3 + 1) ** 3
+
+    within = [sum(k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j) / (len(x) * (len(x) - 1))
+              for x in (a, b)]  # fmt: skip
+    across = sum(k(p, q) for p in a for q in b) / 20
+    assert fid.kernel_distance(a, b) == pytest.approx(sum(within) - 2 * across, rel=1e-9)
+    x, y = torch.randn(2, 2000, 3, generator=rng)
+    assert fid.kernel_distance(x, y) == pytest.approx(0, abs=0.05)  # unbiased: 0 for the same distribution
+    assert fid.kernel_distance(x[:50], y[:50]) == pytest.approx(0, abs=0.5)
+
+
+def test_precision_and_recall(rng):
+    real = torch.cat([torch.zeros(50, 2), torch.full((50, 2), 100.0)]) + torch.randn(100, 2, generator=rng)
+    one = torch.randn(40, 2, generator=rng) / 4  # one of two modes, in its midst
+    precision, recall = fid.precision_recall(one, real)
+    assert precision == 1.0
+    assert recall < 0.5
+    precision, recall = fid.precision_recall(real, one)
+    assert recall == 1.0
+    assert fid.precision_recall(real, real) == (1.0, 1.0)
+    assert fid.precision_recall(real + 1000, real) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="more than 3 rows"):
+        fid.precision_recall(real[:3], real)
+
+
+def test_precision_counts_who_lies_within_the_third_neighbour():
+    real = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0]])  # third neighbours: 3, 2, 2, 2, 3 away
+    for x, inside in ((-2.9, 1.0), (-3.1, 0.0)):
+        assert fid.precision_recall(torch.full((4, 1), x), real)[0] == inside
+
+
+def test_an_extractor_loads_the_network_once_from_its_root_and_the_demo_needs_none(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fid, "load_network", lambda *where: asked.append(where) or (lambda x: x.mean(dim=(2, 3))))
+    extract = fid.extractor(tmp_path, "cpu")
+    assert asked == []
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    for _ in range(2):
+        assert extract(images).shape == (3, 3)
+    assert asked == [(tmp_path, "cpu")]
+    pixels = fid.extractor(tmp_path, demo=True)(images)
+    assert torch.equal(pixels, images[:, :, ::4, ::4].flatten(1).float())
+    assert len(asked) == 1
+
+
 def test_fewer_samples_than_features(rng):
     a, b = torch.randn(2, 10, 64, generator=rng)
     assert np.isfinite(fid.frechet_distance(a, b))
@@ -140,7 +239,7 @@ def test_bad_input_is_refused():
         fid.features(torch.rand(2, 3, 32, 32))
     with pytest.raises(TypeError, match="expected a tensor, got ndarray.*torch.as_tensor"):
         fid.features(np.zeros((2, 3, 32, 32), dtype=np.uint8))
-    for distance in (fid.frechet_distance, fid.mean_distance):
+    for distance in (fid.frechet_distance, fid.mean_distance, fid.kernel_distance, fid.precision_recall):
         with pytest.raises(ValueError, match="NaN"):
             distance(torch.full((4, 2), float("nan")), torch.zeros(4, 2))
         for bad in (torch.zeros(4), torch.zeros(1, 2), torch.zeros(4, 3)):

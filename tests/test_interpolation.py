@@ -104,41 +104,41 @@ def denoiser():
     return diffusion.Denoiser(net).eval()
 
 
-LABELS, PATH = (torch.tensor([0, 1]), torch.tensor([2, 3])), diffusion.karras_path(3)
+LABELS, PATH = (torch.tensor([0, 1]), torch.tensor([2, 3])), diffusion.karras_sigmas(3)
 NOISES = diffusion.starting_noise(2, 0), diffusion.starting_noise(2, 1)
 
 
 def test_between_starts_and_ends_at_the_samples_themselves(denoiser):
-    frames = interpolation.between(denoiser, LABELS, NOISES, torch.linspace(0, 1, 4), path=PATH)
+    frames = interpolation.between(denoiser, LABELS, NOISES, torch.linspace(0, 1, 4), sigmas=PATH)
     assert frames.shape == (4, 2, 3, 32, 32)
     for end in (0, 1):
-        alone = diffusion.sample(denoiser, LABELS[end], noise=NOISES[end], path=PATH)
+        alone = diffusion.sample(denoiser, LABELS[end], noise=NOISES[end], sigmas=PATH)
         assert (frames[-end].int() - alone.int()).abs().max() <= 1
-    again = interpolation.between(denoiser, LABELS, NOISES, torch.linspace(0, 1, 4), path=PATH)
+    again = interpolation.between(denoiser, LABELS, NOISES, torch.linspace(0, 1, 4), sigmas=PATH)
     assert torch.equal(frames, again)
 
 
 def test_the_class_can_go_its_own_way(denoiser):
     positions = torch.tensor([0.4, 0.6])
-    frames = interpolation.between(denoiser, LABELS, NOISES, positions, class_way=interpolation.switch, path=PATH)
+    frames = interpolation.between(denoiser, LABELS, NOISES, positions, class_way=interpolation.switch, sigmas=PATH)
     for frame, t, label in zip(frames, (0.4, 0.6), LABELS, strict=True):
-        alone = diffusion.sample(denoiser, label, noise=slerp(*NOISES, t), path=PATH)
+        alone = diffusion.sample(denoiser, label, noise=slerp(*NOISES, t), sigmas=PATH)
         assert (frame.int() - alone.int()).abs().max() <= 1
 
 
 def test_each_pair_can_have_its_own_positions(denoiser):
     positions = torch.tensor([[0.0, 0.3], [0.5, 1.0]])
-    frames = interpolation.between(denoiser, LABELS, NOISES, positions, path=PATH)
+    frames = interpolation.between(denoiser, LABELS, NOISES, positions, sigmas=PATH)
     for p in (0, 1):
         alone = interpolation.between(
-            denoiser, [x[p : p + 1] for x in LABELS], [x[p : p + 1] for x in NOISES], positions[:, p], path=PATH
+            denoiser, [x[p : p + 1] for x in LABELS], [x[p : p + 1] for x in NOISES], positions[:, p], sigmas=PATH
         )
         assert (frames[:, p].int() - alone[:, 0].int()).abs().max() <= 1
 
 
 def test_fresh_noise_is_what_makes_frames_differ(denoiser):
     """Two frames at one position: with one noise for all they are the same image, with fresh noise they are not."""
-    options = {"path": diffusion.ddpm_path(4), "sampler": "ancestral", "eta": 1.0}
+    options = {"sigmas": diffusion.ddpm_sigmas(4), "solver": diffusion.ddpm_steps}
     positions = torch.tensor([0.4, 0.4])
     shared, fresh = (
         interpolation.between(denoiser, LABELS, NOISES, positions, fresh_noise=value, **options)
@@ -156,9 +156,9 @@ def test_inversion_of_a_gaussian_is_exact_to_second_order():
         levels = torch.linspace(0.1, 1, steps + 1, dtype=torch.float64)
         x = torch.ones(1, dtype=torch.float64)
         for path in (levels, levels.flip(0)):
-            *_, x = diffusion.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), x, path)
+            *_, (x, _) = diffusion.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), x, path)
         up = torch.ones(1, dtype=torch.float64)
-        *_, up = diffusion.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), up, levels)
+        *_, (up, _) = diffusion.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), up, levels)
         return abs(float(x) - 1), abs(float(up) - math.sqrt(1.09 / 0.1))
 
     errors = [there_and_back(n) for n in (20, 40, 80)]
@@ -169,23 +169,21 @@ def test_inversion_of_a_gaussian_is_exact_to_second_order():
 
 def test_inverted_images_are_drawn_again(denoiser):
     images, labels = (part[:3] for part in data.cifar100("", "test", "demo"))
-    path = diffusion.karras_path(30)
+    path = diffusion.karras_sigmas(30)
     noise = interpolation.invert(denoiser, images, labels % 5, path)
     assert noise.shape == images.shape
-    again = diffusion.sample(denoiser, labels % 5, noise=noise, path=path)
+    again = diffusion.sample(denoiser, labels % 5, noise=noise, sigmas=path)
     assert float((again.float() - images.float()).square().mean()) < 1.0  # of 255²
-    assert not torch.equal(again, diffusion.sample(denoiser, labels % 5, noise=noise.flip(0), path=path))
+    assert not torch.equal(again, diffusion.sample(denoiser, labels % 5, noise=noise.flip(0), sigmas=path))
 
 
 def test_step_lengths_and_roughness():
-    frames = torch.zeros(3, 2, 3, 4, 4, dtype=torch.uint8)
-    frames[1:, 0] = 10  # one jump of 10, then nothing
-    frames[1, 1], frames[2, 1] = 5, 10  # two even steps
-    lengths = interpolation.step_lengths(frames)
+    points = torch.zeros(3, 2, 4)
+    points[1:, 0] = 5  # one jump by (5, 5, 5, 5), then nothing
+    points[1, 1], points[2, 1] = 2.5, 5  # two even steps
+    lengths = interpolation.step_lengths(points)
     assert lengths.tolist() == [[10, 5], [0, 5]]
     assert interpolation.roughness(lengths).tolist() == [2, 1]
-    means = interpolation.step_lengths(frames, lambda images: images.float().mean(dim=(2, 3)))
-    torch.testing.assert_close(means, lengths * 3**0.5)  # three equal features in place of pixels
 
 
 def test_retiming_makes_steps_even():

@@ -7,17 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from helpers import demo, training
+from helpers import demo, diffusion, fid, files, results, settings, unet
+from tests.pages import NOTEBOOKS, ROOT, code, definitions, run, settings_cell
 
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
 FULL_SIZE = {
     "01_classifier": {
         "STEPS": 10_000,
@@ -38,11 +35,6 @@ FULL_SIZE = {
 }
 
 
-def _code(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
-
-
 def _assignments(source):
     """Name -> list of the values assigned to it at the top level, as syntax trees."""
     found = {}
@@ -53,29 +45,13 @@ def _assignments(source):
     return found
 
 
-def _settings(path):
-    (cell,) = [c for c in _code(path) if "parameters" in c["metadata"].get("tags", [])]
-    return cell
-
-
-def _run(path, cells, **changes):
-    """Execute cells with the settings nbmake mocks, and further changes to them; returns the kernel's names."""
-    settings, kernel = _settings(path), {"__name__": "__main__"}
-    for cell in cells:
-        exec(compile(cell["source"], path.name, "exec"), kernel)
-        if cell == settings:
-            kernel |= settings["metadata"]["nbmake"]["mock"] | changes
-    plt.close("all")
-    return kernel
-
-
 def test_there_are_three():
     assert [path.stem for path in NOTEBOOKS] == list(FULL_SIZE)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_settings_are_literals_of_full_size_with_a_comment_each(path):
-    cell = _settings(path)
+    cell = settings_cell(path)
     values = {}
     for node in ast.parse(cell["source"]).body:
         assert isinstance(node, ast.Assign), "the settings cell holds literals only"
@@ -86,9 +62,17 @@ def test_settings_are_literals_of_full_size_with_a_comment_each(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_there_is_a_rule_for_every_setting_and_the_defaults_keep_it(path):
+    values = {name: ast.literal_eval(value) for name, (value,) in _assignments(settings_cell(path)["source"]).items()}
+    paths, own = {"DATA_ROOT", "RUNS"}, {"NETWORK": [*unet.NETWORKS]}
+    assert values.keys() - settings.RULES.keys() - own.keys() == paths
+    settings.check(values, **own)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_mock_replaces_a_literal_of_its_own_cell(path):
-    mocked = [cell for cell in _code(path) if "nbmake" in cell["metadata"]]
-    assert mocked == [_settings(path)]
+    mocked = [cell for cell in code(path) if "nbmake" in cell["metadata"]]
+    assert mocked == [settings_cell(path)]
     here = _assignments(mocked[0]["source"])
     mocks = mocked[0]["metadata"]["nbmake"]["mock"]
     assert mocks
@@ -104,16 +88,16 @@ def test_format(path):
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     widgets = notebook["metadata"].get("widgets", {})
     assert all("state" in widget for widget in widgets.values())
-    lengths = sorted(len(cell["source"].splitlines()) for cell in _code(path))
+    lengths = sorted(len(cell["source"].splitlines()) for cell in code(path))
     assert lengths[-1] <= 40
     assert lengths[len(lengths) // 2] <= 12
-    for cell in _code(path):
+    for cell in code(path):
         assert not re.search(r"^\s*[!%]", cell["source"], re.MULTILINE), "shell lines and magics pass unnoticed"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_stored_outputs_are_whole_and_clean(path):
-    cells = _code(path)
+    cells = code(path)
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "run top to bottom"
     assert all(output["output_type"] != "error" for output in outputs)
@@ -131,16 +115,16 @@ def test_run_all_twice_in_one_kernel_with_the_studies_of_the_cards(path, tmp_pat
     for name in ("DATA", "DATA_ROOT", "TRAIN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
-    cells = _code(path)
-    _run(path, [*cells, *cells], MEASURE="no", RUNS=str(tmp_path))
+    cells = code(path)
+    run(path, [*cells, *cells], MEASURE="no", RUNS=str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA", "demo")
-    cells = _code(NOTEBOOKS[0])
+    cells = code(NOTEBOOKS[0])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
-    kernel, moved = _run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), []
+    kernel, moved = run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), []
     kernel["jitter"] = lambda x, settings: moved.append(settings["degrees"]) or x
     kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
     assert moved == [kernel["DEGREES"]] * 18
@@ -149,34 +133,34 @@ def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, m
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_cell_that_comes_too_early_misses_a_name_and_leaves_nothing(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    imports = next(cell for cell in _code(path) if "from helpers import" in cell["source"])
+    imports = next(cell for cell in code(path) if "from helpers import" in cell["source"])
     too_early = 0
-    for cell in _code(path)[1:]:  # the first one finds the bundle, or says that it is not there
+    for cell in code(path)[1:]:  # the first one finds the bundle, or says that it is not there
         kernel = {"__name__": "__main__"}
         exec(compile(imports["source"], path.name, "exec"), kernel)
         try:
             exec(compile(cell["source"], path.name, "exec"), kernel)
         except NameError:
             too_early += 1
-    assert too_early > len(_code(path)) / 2
+    assert too_early > len(code(path)) / 2
     assert not list(tmp_path.iterdir())
 
 
 def test_the_diffusion_loop_trains_in_float16_as_on_a_card_without_bfloat16(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA", "demo")
-    cells = _code(NOTEBOOKS[1])
+    cells = code(NOTEBOOKS[1])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
-    kernel = _run(NOTEBOOKS[1], cells[: end + 1], RUNS=str(tmp_path))
+    kernel = run(NOTEBOOKS[1], cells[: end + 1], RUNS=str(tmp_path))
     kernel["amp"] = torch.float16
     _, history, certificate = kernel["train"](steps=2, batch=2)
-    assert history[0].isfinite().all()
+    assert history["loss"].isfinite().all()
     assert certificate["steps"] == 2  # none was skipped: the loss was scaled into float16's range
-    state = training._load(next(tmp_path.rglob("*.ckpt")).read_bytes().partition(b"\n")[2], "checkpoint")
+    state = files.load_tensors(next(tmp_path.rglob("*.ckpt")).read_bytes().partition(b"\n")[2], "checkpoint")
     assert state["parts"]["scaler"]["scale"] == 2.0**16
 
 
 def test_the_colab_cell_is_the_same_everywhere():
-    assert len({next(c["source"] for c in _code(path) if "google.colab" in c["source"]) for path in NOTEBOOKS}) == 1
+    assert len({next(c["source"] for c in code(path) if "google.colab" in c["source"]) for path in NOTEBOOKS}) == 1
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
@@ -189,7 +173,7 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
     who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for command in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message", "all"]):
         subprocess.run(["git", *command], cwd=origin, check=True)
-    cell = next(c["source"] for c in _code(NOTEBOOKS[0]) if "google.colab" in c["source"])
+    cell = next(c["source"] for c in code(NOTEBOOKS[0]) if "google.colab" in c["source"])
     program = f"import google.colab\n{cell}\nimport helpers.budget\nprint(helpers.budget.__file__)"
 
     def start(folder, repository):
@@ -218,20 +202,22 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
 def test_started_elsewhere_a_notebook_says_where_it_wants_to_be(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match="start in the folder of the bundle"):
-        exec(compile(_code(path)[0]["source"], path.name, "exec"), {})
+        exec(compile(code(path)[0]["source"], path.name, "exec"), {})
 
 
 REFUSED = {
     "01_classifier": [
-        {"DATA": "Demo"}, {"TRAIN": "YES"}, {"SEEDS": []}, {"STEPS": 0}, {"STEPS": 10_001}, {"BATCH": 0}, {"LR": -0.1},
-        {"EMA_DECAY": 1.0}, {"CALM": 1.5}, {"LOOKS": 0}, {"SAVE_EVERY": 0}, {"BATCH": "64"}, {"STEPS": True},
+        {"DATA": "Demo"}, {"TRAIN": "YES"}, {"SEEDS": []}, {"SEEDS": 0}, {"STEPS": 0},
+        {"STEPS": 10_001}, {"STEPS": 5e3}, {"BATCH": 0}, {"LR": -0.1}, {"LR": float("nan")}, {"EMA_DECAY": 1.0},
+        {"CALM": 1.5}, {"LOOKS": 0}, {"SAVE_EVERY": 0}, {"BATCH": "64"}, {"STEPS": True}, {"MEASURE": "all"},
     ],
     "02_diffusion": [
         {"DATA": "cifar"}, {"MEASURE": "Yes"}, {"NETWORK": "deep"}, {"PREDICTION": "v"}, {"OPTIMIZER": "sgd"},
-        {"STEPS": 50_001}, {"NEON_STEPS": 6}, {"NEON_SAMPLES": 3}, {"HELD_OUT": -1}, {"SAMPLES": 1},
-        {"SAMPLER_STEPS": 1},
-        {"SWEEP_STEPS": [10, 1]}, {"SWEEP_GUIDANCE": []}, {"GUIDANCE_INTERVAL": (-1, 6)}, {"ANCESTRAL_STEPS": 1_001},
-        {"LABEL_DROPOUT": 2}, {"SAVE_EVERY": 0},
+        {"STEPS": 50_001}, {"STEPS": [5]}, {"STEPS": "6"}, {"NEON_STEPS": 6}, {"NEON_SAMPLES": 3}, {"HELD_OUT": -1},
+        {"HELD_OUT": 3, "MEASURE": "yes"}, {"BATCH": 45_001, "NEON_SAMPLES": 50_000}, {"SAMPLES": 3},
+        {"SAMPLER_STEPS": 1}, {"WIDTHS": 48}, {"WIDTHS": (48, 96)}, {"SWEEP_STEPS": [10, 1]}, {"SWEEP_STEPS": 10},
+        {"SWEEP_GUIDANCE": []}, {"GUIDANCE_INTERVAL": (-1, 6)}, {"GUIDANCE_INTERVAL": 3}, {"ANCESTRAL_STEPS": 1_001},
+        {"LABEL_DROPOUT": 2}, {"SAVE_EVERY": 0}, {"AMP": "no"}, {"SEED": -1},
     ],
     "03_interpolation": [
         {"DATA": "shapes"}, {"MEASURE": "Yes"}, {"ROWS": 1}, {"PAIRS": 1}, {"MIDDLES": 1}, {"REAL_IMAGES": 1},
@@ -245,10 +231,10 @@ def test_a_setting_that_cannot_be_obeyed_is_refused_by_name_before_anything_else
     for name in ("DATA", "DATA_ROOT", "TRAIN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
-    settings, cells = _settings(path), _code(path)
+    settings, cells = settings_cell(path), code(path)
     for change in REFUSED[path.stem]:
         with pytest.raises(ValueError, match=f"^{next(iter(change))} must"):
-            _run(path, cells[: cells.index(settings) + 2], **change)
+            run(path, cells[: cells.index(settings) + 2], **change)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -256,39 +242,38 @@ def test_the_cell_after_the_settings_may_run_twice_and_an_empty_variable_counts_
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", "")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    settings, cells = _settings(path), _code(path)
+    settings, cells = settings_cell(path), code(path)
     at = cells.index(settings)
-    kernel = _run(path, [*cells[: at + 2], cells[at + 1]])
+    kernel = run(path, [*cells[: at + 2], cells[at + 1]])
     assert kernel["DATA"] == "demo"
     assert kernel["DATA_ROOT"] == str(tmp_path)
     assert kernel["runs"] == "runs/test/demo"
     monkeypatch.setenv("DATA", "/scratch/datasets")  # a cluster's own variable
     with pytest.raises(ValueError, match="DATA must be one of .*, got '/scratch/datasets'"):
-        _run(path, cells[: at + 2])
+        run(path, cells[: at + 2])
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 def test_a_diffusion_run_that_holds_nothing_out_and_has_no_neon(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", "demo")
-    changes = {"HELD_OUT": 0, "NEON_STEPS": 0, "STEPS": 2, "GUIDANCE_INTERVAL": (0.0, 6.0), "LABEL_DROPOUT": 0}
-    kernel = _run(NOTEBOOKS[1], _code(NOTEBOOKS[1]), RUNS=str(tmp_path), **changes)
+    changes = {
+        "MEASURE": "auto",
+        "HELD_OUT": 0,
+        "NEON_STEPS": 0,
+        "STEPS": 2,
+        "GUIDANCE_INTERVAL": (0.0, 6.0),
+        "LABEL_DROPOUT": 0,
+    }
+    kernel = run(NOTEBOOKS[1], code(NOTEBOOKS[1]), RUNS=str(tmp_path), **changes)
     assert len(kernel["images"]) == 5_000
     assert kernel["card"]["steps"] == 2
     assert not kernel["measure_now"]
 
 
-def _definitions(path, *starts, **changes):
-    """A notebook's names after its imports, its settings and the cells in which `starts` stand."""
-    cells = _code(path)
-    at = cells.index(_settings(path))
-    wanted = [cell for cell in cells[at + 2 :] if any(start in cell["source"] for start in starts)]
-    return _run(path, cells[: at + 2] + wanted, **changes)
-
-
 def test_drawings_are_spread_over_the_classes_and_evaluations_counted_where_guidance_acts(monkeypatch):
     monkeypatch.chdir(ROOT)
-    kernel, drawn = _definitions(NOTEBOOKS[1], "def evaluations("), []
+    kernel, drawn = definitions(NOTEBOOKS[1], "def draw("), []
     kernel["sampling"] = {}
     monkeypatch.setattr(kernel["diffusion"], "sample", lambda _, labels, **options: drawn.append(labels))
     for count in (50, 150, 2_048):
@@ -296,46 +281,43 @@ def test_drawings_are_spread_over_the_classes_and_evaluations_counted_where_guid
         counts = drawn[-1].bincount(minlength=100)
         assert len(drawn[-1]) == count
         assert counts.max() - counts.min() <= 1
-    path = kernel["diffusion"].karras_path(20)
-    asked = []
-
-    def denoiser(x, sigma, labels):
-        asked.append(sigma)
-        return x
-
-    denoiser.net = types.SimpleNamespace(classes=100)
-    x = torch.zeros(1, 3, 2, 2)
-    for scale, interval in ((3.0, (0.0, 6.0)), (3.0, (0.05, 6.0)), (1.0, (0.0, 6.0)), (3.0, (7.0, 9.0))):
-        asked.clear()
-        kernel["GUIDANCE_INTERVAL"] = interval
-        guided = kernel["diffusion"].guided(denoiser, torch.zeros(1).long(), scale, interval)
-        list(kernel["diffusion"].multistep_steps(guided, x, path))
-        assert kernel["evaluations"](path, scale) == len(asked)
 
 
 def test_the_fid_network_comes_from_the_settings_data_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv("DATA_ROOT", raising=False)
-    kernel, asked = _definitions(NOTEBOOKS[1], "def inception(", DATA_ROOT="~/my data"), []
+    asked = []
+    monkeypatch.setattr(fid, "load_network", lambda root, device: asked.append(root) or (lambda x: x.mean(dim=(2, 3))))
+    kernel = definitions(NOTEBOOKS[1], "def draw(", DATA_ROOT="~/my data", DATA="demo")
     kernel["DATA"] = "official"
-    monkeypatch.setattr(kernel["fid"], "load_network", lambda root, device: asked.append(root))
-    monkeypatch.setattr(kernel["fid"], "features", lambda images, network, **_: images)
-    for _ in range(2):  # loaded once
-        kernel["inception"](torch.zeros(2), "images")
+    exec(next(cell["source"] for cell in code(NOTEBOOKS[1]) if "def draw(" in cell["source"]), kernel)
+    kernel["features"](torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert asked == ["~/my data"]
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-def test_interpolation_with_the_weights_of_a_demo_run(tmp_path, monkeypatch):
+def test_interpolation_with_the_weights_of_a_demorun(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", "demo")
-    module, card = training.load_weights("diffusion")
-    training.save_weights("diffusion", module, card | {"classes": demo.CLASSES}, tmp_path / "demo")
-    cells = _code(NOTEBOOKS[2])
+    module = diffusion.Denoiser(unet.UNet())
+    card = results.load_weights("diffusion", module)
+    results.save_weights("diffusion", module, card | {"classes": demo.CLASSES}, tmp_path / "demo")
+    cells = code(NOTEBOOKS[2])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("sampling = "))
-    kernel = _run(NOTEBOOKS[2], cells[: end + 1], RUNS=str(tmp_path))
+    kernel = run(NOTEBOOKS[2], cells[: end + 1], RUNS=str(tmp_path))
     assert len(kernel["names"]) == 8
     assert {name for pair in kernel["names"] for name in pair} <= set(demo.CLASSES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_listings_show_the_code_that_runs(path):
+    for cell in code(path):
+        for name in re.findall(r"plots\.listing\((.*)\)", cell["source"]):
+            imports = next(c["source"] for c in code(path) if "from helpers import" in c["source"])
+            kernel = {}
+            exec(imports, kernel)
+            (output,) = cell["outputs"]
+            assert "".join(output["data"]["text/plain"]) == eval(f"plots.listing({name})", kernel).data
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -1,5 +1,7 @@
+import inspect
 import io
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
@@ -73,6 +75,48 @@ def test_lines():
     assert axis.get_xscale() == "log"
 
 
+def test_as_many_curves_as_there_are_and_none_in_another_s_colour():
+    curves = {f"curve {i}": (torch.arange(3.0), torch.arange(3.0) + i) for i in range(7)}
+    (axis,) = plots.lines(curves, x="n", y="m", title="t").axes
+    assert len(axis.lines) == 7
+    assert len({str(line.get_color()) for line in axis.lines}) == 7
+    nets = {f"net {i}": (torch.eye(3), torch.arange(3)) for i in range(4)}
+    assert len(plots.calibration(nets, "t").axes[0].get_legend().get_texts()) == 4
+
+
+def test_the_seeds_of_a_net_share_its_colour_and_its_name():
+    runs = {f"{net}, seed {seed}": {"loss": torch.rand(9)} for net in ("a", "b") for seed in (0, 1)}
+    (axis,) = plots.training_curves(runs).axes
+    assert len(axis.lines) == 8
+    assert len({line.get_color() for line in axis.lines}) == 2
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_table_is_markdown():
+    assert (
+        plots.table(["", "n"], [["a", 1], ["b", "2 ± 1"]]).data == "|  | n |\n| --- | ---: |\n| a | 1 |\n| b | 2 ± 1 |"
+    )
+
+
+def test_pm():
+    assert plots.pm((1.25, 0.5), ".2f") == "1.25 ± 0.50"
+    assert plots.pm((torch.tensor(1.25), float("nan")), ".1f") == "1.2"
+    assert plots.pm(None, ".1f") == ""
+
+
+def test_listing_is_the_source():
+    text = plots.listing(plots.smooth, plots.pm).data
+    assert text == inspect.getsource(plots.smooth) + "\n\n" + inspect.getsource(plots.pm)
+
+
+def test_bars_are_grey_where_they_are_not_ours():
+    (axis,) = plots.bars({"a": 15.3, "b": 91.78}, title="t", ours={"a"}, spread={"a": 1.0}).axes
+    assert [text.get_text().strip() for text in axis.texts] == ["15.30", "91.78"]
+    colours = [bar.get_facecolor() for bar in axis.patches]
+    assert colours[0] == pytest.approx(matplotlib.colors.to_rgba(plots.BLUE))
+    assert colours[1] == pytest.approx(matplotlib.colors.to_rgba(plots.GREY))
+
+
 def test_reliability():
     """Of ten answers given with 65%, six are right; of thirty with 95%, all: 5% off in either bin."""
     confidence = torch.tensor([0.65] * 10 + [0.95] * 30)
@@ -82,6 +126,8 @@ def test_reliability():
     torch.testing.assert_close(x, torch.tensor([0.65, 0.95]))
     torch.testing.assert_close(y, torch.tensor([0.6, 1.0]))
     assert share.tolist() == [0.25, 0.75]
+    sure = torch.tensor([[1.0, 0.0], [0.95, 0.05]])  # both in the last bin
+    assert plots.reliability(sure, torch.tensor([0, 0]))[2].tolist() == [1.0]
     figure = plots.calibration({"net": (probabilities, labels)}, "t")
     assert "5.00%" in figure.axes[0].get_legend().get_texts()[0].get_text()
 

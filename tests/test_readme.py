@@ -1,25 +1,36 @@
-"""README's figures are the result cards' figures, and its commands are the ones that are run."""
+"""The figures of README and of the notebooks' prose are the result cards'; README's commands are the ones that run."""
 
+import json
 import re
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 
-from helpers.training import load_card
+from helpers.results import load_card
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def table_rows():
-    """The rows of README's results table, made from the cards."""
+def prose(notebook):
+    """The markdown of a notebook as one line of text."""
+    cells = json.loads(next(ROOT.glob(f"0{notebook}*.ipynb")).read_text(encoding="utf-8"))["cells"]
+    return " ".join(" ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").split())
+
+
+def over(card, key):
+    return [row[key] for row in card["seeds"]]
+
+
+def readme():
+    """The rows and sentences of README that quote cards."""
     paper, best, diffusion = (load_card(name) for name in ("classifier_paper", "classifier_best", "diffusion"))
-    paper_tests, tests = ([row["test_accuracy"] for row in card["seeds"]] for card in (paper, best))
-    averaged = [row["test_accuracy_averaged"] for row in best["seeds"]]
-    metrics, plain, ddpm = (load_card(name)["metrics"] for name in ("diffusion", "diffusion_plain", "diffusion_paper"))
-    plain_card = load_card("diffusion_plain")
-    assert metrics["n"] == plain["n"] == ddpm["n"]
+    plain, ddpm = (load_card(name) for name in ("diffusion_plain", "diffusion_paper"))
+    paper_tests, tests = (over(card, "test_accuracy") for card in (paper, best))
+    averaged, metrics = over(best, "test_accuracy_averaged"), diffusion["metrics"]
+    assert metrics["n"] == plain["metrics"]["n"] == ddpm["metrics"]["n"] == 10_000
+    assert {key for key, value in paper["settings"].items() if value != best["settings"][key]} == {"lr"}  # one recipe
     return [
         f"| AddNIST, the report's net: test accuracy | 74.9% | {mean(paper_tests):.1%} ± {stdev(paper_tests):.1%}¹ "
         f"({len(paper_tests)} seeds) |",
@@ -30,142 +41,123 @@ def table_rows():
         f"| steps (limit 10,000) | 10,000 | {paper['steps']:,} and {best['steps']:,}, "
         f"batches of {best['settings']['batch']} |",
         f"| CIFAR-100, class-conditional diffusion: FID | 91.78 | **{metrics['fid']:.2f}**² (n = {metrics['n']:,}) |",
-        f"| a plain network of this size, without Neon, batches of {plain_card['settings']['batch']}: FID | | "
-        f"{plain['fid']:.2f}² |",
-        f"| that network, plain DDPM's recipe (our reading of the report), our solver: FID | | {ddpm['fid']:.2f}² |",
+        f"| a plain network of this size, without Neon, batches of {plain['settings']['batch']}: FID | | "
+        f"{plain['metrics']['fid']:.2f}² |",
+        f"| that network, bare DDPM (our reading of the report), our solver: FID | | {ddpm['metrics']['fid']:.2f}² |",
         f"| parameters (limit 1,000,000) | 948,856 | {diffusion['parameters']:,} |",
         f"| steps (limit 50,000) | 50,000 | {diffusion['steps']:,}, batch {diffusion['settings']['batch']}, "
         f"on one {diffusion['device']} in {diffusion['seconds'] / 60:.0f} min |",
+        f"drawings, seed {metrics['seed']}, against",
+        f"({paper['settings']['lr']} and {best['settings']['lr']})",
+        f"One run took {mean(over(best, 'seconds')) / 60:.0f} minutes",
+        f"| {mean(over(best, 'train_accuracy')):.4f} and {mean(tests):.4f} ± {stdev(tests):.4f} over seeds |",
+        f"refuses more | {paper['parameters']:,} and {best['parameters']:,} |",
+        f"means of {best['history']['every']} and {diffusion['history']['every']} steps",
         f"| notebook 2, *Training* | {diffusion['steps']:,} |",
         f"| notebook 2, *The FID* | {metrics['fid']:.2f} (n = {metrics['n']:,}) |",
     ]
 
 
-def prose():
-    """README's sentences that quote the classifiers' cards."""
+def notebook_1():
     paper, best = (load_card(name) for name in ("classifier_paper", "classifier_best"))
-
-    def over(card, key):
-        return mean(row[key] for row in card["seeds"])
-
-    assert {key for key, value in paper["settings"].items() if value != best["settings"][key]} == {"lr"}  # one recipe
-    spreads = " and ".join(f"{over(card, 'test_accuracy_std_over_batches'):.1%}" for card in (paper, best))
+    ingredients = load_card("classifier_ingredients")
+    assert len(ingredients["seeds"]) == 3
+    errors = {name: 1 - mean(row["valid_accuracy"]) for name, row in ingredients["rows"].items()}
+    spread = {name: stdev(row["valid_accuracy"]) for name, row in ingredients["rows"].items()}
+    full = errors["all of them"]
+    assert all(1.8 < errors[name] / full < 2.2 for name in ("separate readers", "no batch norm"))
+    assert all(errors[name] < 1.2 * full for name in ("no EMA", "constant learning rate"))
+    assert 1.4 < errors["neither EMA nor decay"] / full < 1.7
+    assert spread["neither EMA nor decay"] > 5 * spread["all of them"]
+    assert errors["no augmentation"] + 2 * spread["no augmentation"] < full
+    tests, paper_tests = (mean(over(card, "test_accuracy")) for card in (best, paper))
     return [
-        f"{paper['settings']['lr']} and {best['settings']['lr']})",
-        f"spread by {spreads}",
-        f"took {over(best, 'seconds') / 60:.0f} minutes",
-        f"| {over(best, 'train_accuracy'):.3f} and {over(best, 'test_accuracy'):.4f} |",
-        f"refuses more | {paper['parameters']:,} and {best['parameters']:,} |",
+        f"reads **{tests:.2%}** of the test images rightly, with {best['parameters']:,} parameters",
+        f"by our recipe, comes to {paper_tests:.1%}",
+        f"must learn to add is at {1 - errors['learned sum']:.0%}",
     ]
 
 
-def ablation_rows():
-    """The rows of README's table of the classifier's ingredients."""
-    rows = load_card("classifier_best")["ingredients"]["rows"]
-    return [f"| {name} | {row['parameters']:,} | {row['test_accuracy']:.2%} |" for name, row in rows.items()]
-
-
-def recipe_rows():
-    """The rows of README's table of the plain network by two recipes, and its sentences on sampling."""
-    ddpm, plain, sweep = (load_card(f"diffusion_{name}") for name in ("paper", "plain", "sweep"))
-    assert all(ddpm[key] == plain[key] for key in ("samples", "images", "steps", "parameters"))
-    older = sweep["weights_sha256"] != load_card("diffusion")["sha256"]
-    default = sweep["rows"][0]
-    fast = [row for row in sweep["rows"] if all(row.get(key) == default.get(key) for key in ("guidance", "neon"))]
-    enough = min((row["evaluations"], row["steps"]) for row in fast if row["fid"] <= 1.05 * min(r["fid"] for r in fast))
-    names = {(1.0, 1.0): ", no guidance", (2.5, 0.0): ", without Neon", (2.5, 1.0): ""}
-    looped = {f"the looped network{names[row['guidance'], row['neon']]}": row for row in sweep["rows"]
-              if row["steps"] == 20 and (row["guidance"], row["neon"]) in names}  # fmt: skip
-    assert len(looped) == 3
-    rows = ddpm["rows"] | plain["rows"] | looped
-    return [f"| {name} | {row['evaluations']:,} | {row['fid']:.2f} |" for name, row in rows.items()] + [
-        f"{ddpm['steps']:,} steps of {ddpm['settings']['batch']}; {ddpm['samples']:,} drawings against "
-        f"{ddpm['images']:,} held-out",
-        f"{enough[0]} evaluations a drawing ({enough[1]} steps)",
-        f"among {min(row['steps'] for row in fast)} to {max(row['steps'] for row in fast)} steps",
-        *["swept with earlier weights"] * older,
+def notebook_2():
+    card, sweep, plain = (load_card(f"diffusion{name}") for name in ("", "_sweep", "_plain"))
+    r, metrics, rows = card["settings"], card["metrics"], {}
+    for row in sweep["rows"]:
+        rows[row["steps"], row["guidance"], row["neon"]] = row
+    default = rows[20, 2.5, 1.0]
+    fewer, unguided, without = rows[10, 2.5, 1.0], rows[20, 1.0, 1.0], rows[20, 2.5, 0.0]
+    assert sweep["weights_sha256"] == card["sha256"]
+    assert fewer["fid"] < 1.05 * default["fid"]
+    assert 1.8 < fewer["kid"] / default["kid"] < 2
+    assert default["fid"] < without["fid"]
+    assert default["kid"] < without["kid"]
+    assert default["recall"] > without["recall"]
+    assert default["precision"] < without["precision"]
+    order = list(sweep["superclasses"])
+    assert order[-1] == "people"
+    for better in ("trees", "non-insect_invertebrates", "vehicles_1"):
+        (a, spread_a), (b, spread_b) = sweep["superclasses"]["people"], sweep["superclasses"][better]
+        assert a - spread_a > b + spread_b
+    own = r["neon"]["steps"] * r["batch"]
+    return [
+        f"FID **{metrics['fid']:.2f}**, with {card['parameters']:,} parameters",
+        f"and {card['steps']:,} steps of {r['batch']} images",
+        "seven minutes on one H100" if round(card["seconds"] / 60) == 7 and "H100" in card["device"] else "?",
+        f"ours needs {metrics['denoiser_evaluations']}, or {fewer['evaluations']} at some loss",
+        f"cost {fewer['fid'] - default['fid']:.2f} points and nearly double KID",
+        f"reads {default['fid'] - rows[20, 3.0, 1.0]['fid']:.1f} lower here and covers less (recall "
+        f"{rows[20, 3.0, 1.0]['recall']:.3f})",
+        f"({plain['rows']['our recipe, no guidance']['fid']:.2f} to {plain['rows']['our recipe']['fid']:.2f})",
+        f"reaches {plain['metrics']['fid']:.2f} in place of 91.78",
+        f"together bring it to {metrics['fid']:.2f}",
+        f"(precision {unguided['precision']:.3f}, against {default['precision']:.3f} with it)",
+        f"(recall {unguided['recall']:.3f}, against {default['recall']:.3f})",
+        f"(2.5, against {3.25}), and batches of {r['batch']} against {plain['settings']['batch']}",
+        f"after {r['steps']:,} steps, is at {without['fid']:.2f}, and the plain one at "
+        f"{plain['rows']['our recipe']['fid']:.2f}",
+        f"It saw {r['steps'] * r['batch'] / 1e6:.1f} million training images, and {own / 1e6:.1f} million of its own",
     ]
 
 
-def interpolation_rows():
-    """The rows of README's table of ways to interpolate, and its sentences on them."""
+def notebook_3():
     card = load_card("interpolation")
-    columns = ("length", "largest_over_mean_step")
-    rows, middles, inversion = card["smoothness"]["rows"], card["middles"], card["inversion"]
-    older = card["weights_sha256"] != load_card("diffusion")["sha256"]
-    more = card["smoothness"]["rows_with_more_frames"]
-    frames, (report, glide) = card["settings"]["rows"], more
-    fids = {name: row["fid"] for name, row in middles["rows"].items()}
-    ratios = [of[glide]["length"] / of[report]["length"] for of in (rows, more)]
-    growth = [more[name]["length"] / rows[name]["length"] for name in (report, glide)]
+    assert card["weights_sha256"] == load_card("diffusion")["sha256"]
+    rows, middles = card["smoothness"]["rows"], {name: row["fid"] for name, row in card["middles"]["rows"].items()}
+    length = {name: {int(count): mean for count, (mean, _) in row["length"].items()} for name, row in rows.items()}
+    fresh = [length[f"DDPM, fresh noise; class {way}"] for way in ("switches", "slerp")]
+    shared, glide = length["DDPM, shared noise; class slerp"], length["deterministic, noise slerp; class slerp"]
+    straight, class_straight = (
+        length[f"deterministic, noise {way}"] for way in ("lerp; class slerp", "slerp; class lerp")
+    )
+    assert {f"{of[37] / of[10]:.1f}" for of in fresh} == {"4.0"}
+    assert all(shared[count] < glide[count] for count in (10, 19, 37))  # deterministic is not what shortens a path
+    uneven = {name: row["unevenness"][0] for name, row in rows.items()}
+    start, far = middles["starting points"], {name: of["mean_distance"] for name, of in card["middles"]["rows"].items()}
     return [
-        f"| {name} | " + " | ".join(f"{row[c]:.2f} ± {row[c + '_std_over_pairs']:.2f}" for c in columns) + " |"
-        for name, row in rows.items()
-    ] + [
-        *[f"| {name} | {row['fid']:.2f} | {row['mean_distance']:.2f} |" for name, row in middles["rows"].items()],
-        f"noise loses nothing (FID {1 - fids['slerp of noise'] / fids['starting points']:.0%} lower)",
-        f"costs {fids['slerp of noise and class'] / fids['starting points'] - 1:.0%}:",
-        f"midpoints of {middles['images_each']:,} pairs, one a pair, against {middles['test_images']:,} test images",
-        f"at guidance {card['settings']['guidance']:g})",
-        f"{ratios[0]:.2f} times as long as the report's way at {frames} frames, "
-        f"{ratios[1]:.2f} times at {2 * frames - 1}",
-        f"the report's way grows by {growth[0] - 1:.0%} and the glide by {growth[1] - 1:.0%}",
-        f"come back at {inversion['psnr']:.1f} dB ({inversion['n']} images)",
-        *["measured with earlier weights"] * older,
-    ]
-
-
-def speed_rows():
-    """The rows of README's table of speed."""
-
-    def cells(row, digits):
-        median, (least, most) = row["images_per_second"], row["least_to_most"]
-        return f"{median:,.{digits}f} ({least:,.{digits}f}…{most:,.{digits}f}) | {row['peak_memory_mib']:,} |"
-
-    cpu, gpu = (load_card(name)["rows"] for name in ("speed_cpu", "speed_cuda"))
-    assert list(cpu) == list(gpu)
-    return [f"| {name} | {cells(cpu[name], 1)} {cells(gpu[name], 0)}" for name in cpu]
-
-
-def speed_prose():
-    """The ratios that README draws from that table."""
-    cards = [load_card(name) for name in ("speed_cpu", "speed_cuda")]
-
-    def ratio(card, name, base):
-        return card["rows"][name]["images_per_second"] / card["rows"][base]["images_per_second"]
-
-    def both(name, base):
-        return " and ".join(f"{ratio(card, name, base):.1f}" for card in cards) + " times"
-
-    steps = [batch / cards[1]["rows"][f"batch {batch}, 32×32"]["images_per_second"] for batch in (16, 64, 256)]
-    assert max(steps) < 1.15 * min(steps)  # README: a step takes as long whatever the batch
-    eager, compiled = (cards[1]["rows"][name] for name in ("notebook loop", "notebook loop, compiled"))
-    return [
-        f"{both('notebook loop', 'usual loop')} the images of the usual loop",
-        f"{both('notebook loop, compiled', 'usual loop')} with `COMPILE = True`",
-        f"{both('notebook loop', 'notebook loop, U-Net of diffusers')} those of the library's U-Net",
-        f"{both('our features', 'features by clean-fid')} the rate of clean-fid's own pipeline",
-        f"{ratio(cards[1], 'notebook loop, compiled', 'notebook loop'):.1f} times as fast in "
-        f"{compiled['peak_memory_mib'] / eager['peak_memory_mib']:.0%} of the memory",
-        *[f"{card['device']}; batch {card['batch']}" for card in cards],
+        f"path 4.0 times as long ({card['smoothness']['pairs']} random pairs)",
+        f"they make it {glide[37] / glide[10]:.1f} times as long",
+        f"grows by the same factor, {shared[37] / shared[10]:.1f}",
+        f"largest step is {uneven['DDPM, shared noise; class switches']:.1f} times the mean",
+        f"by {glide[19] / glide[10] - 1:.0%} from 10 to 19, by {glide[37] / glide[19] - 1:.0%} from 19 to 37",
+        f"({straight[37]:.1f} against {glide[37]:.1f})",
+        f"shorter ({class_straight[37]:.1f})",
+        f"from {uneven['deterministic, noise slerp; class slerp']:.2f} to "
+        f"{uneven['deterministic, noise slerp; class slerp; re-timed']:.2f}",
+        f"(FID {middles['slerp of noise']:.1f}, against {start:.1f} of the starting points)",
+        f"it loses much ({middles['lerp of noise']:.1f})",
+        f"costs {middles['slerp of noise and class'] - middles['slerp of noise']:.0f} points, and takes the distance "
+        f"of means from {far['slerp of noise']:.1f} to {far['slerp of noise and class']:.1f}",
     ]
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [
-        table_rows,
-        prose,
-        ablation_rows,
-        recipe_rows,
-        interpolation_rows,
-        speed_rows,
-        speed_prose,
-    ],
+    ("text", "claims"),
+    [(README, readme), (prose(1), notebook_1), (prose(2), notebook_2), (prose(3), notebook_3)],
+    ids=["README", "1", "2", "3"],
 )
-def test_figures_are_the_cards(rows):
-    for row in rows():
-        assert row in " ".join(README.split("\n")), f"README lacks this, or has it with other figures:\n{row}"
+def test_figures_are_the_cards(text, claims):
+    text = " ".join(text.split())
+    for claim in claims():
+        assert claim in text, f"this is missing, or stands there with other figures:\n{claim}"
 
 
 def test_commands_are_the_ones_ci_runs():
@@ -178,3 +170,10 @@ def test_commands_are_the_ones_ci_runs():
 def test_every_file_it_names_is_there():
     for name in re.findall(r"`([\w./]+\.(?:ipynb|py|txt))`", README) + re.findall(r"\]\((\.github/[^)]+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_the_lines_for_a_python_shell_run(tmp_path, monkeypatch):
+    (lines,) = re.findall(r"```python\n(.*?)\n```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(lines.replace("karras_sigmas(20)", "karras_sigmas(2)"), {})
+    assert (tmp_path / "bicycles.png").read_bytes().startswith(b"\x89PNG")

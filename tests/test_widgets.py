@@ -56,11 +56,11 @@ def test_play_drives_the_position(explorer):
     assert _find(explorer, w.SelectionSlider, "position").value == 0.5
 
 
-def test_sampler_draws_what_is_chosen(denoiser, monkeypatch):
+def test_sample_explorer_draws_what_is_chosen(denoiser, monkeypatch):
     drawn = []
     real = widgets.sample
     monkeypatch.setattr(widgets, "sample", lambda *a, **k: drawn.append((a[1].tolist(), k)) or real(*a, **k))
-    chooser = widgets.sampler(denoiser, CLASSES, start="cat", guidance=2.0, interval=(0.3, 3.0), count=2)
+    chooser = widgets.sample_explorer(denoiser, CLASSES, start="cat", guidance=2.0, interval=(0.3, 3.0), count=2)
     picture = _find(chooser, w.Image, "")
     seen = [bytes(picture.value)]
     for kind, name, value in [(w.Dropdown, "class", 3), (w.BoundedIntText, "seed", 7),
@@ -71,7 +71,7 @@ def test_sampler_draws_what_is_chosen(denoiser, monkeypatch):
     labels, options = drawn[-1]
     assert labels == [3, 3]
     assert (options["seed"], options["guidance"], options["interval"]) == (7, 4.0, (0.3, 3.0))
-    assert len(options["path"]) == 4
+    assert len(options["sigmas"]) == 4
     _find(chooser, w.IntSlider, "steps").value = 10
     assert len(drawn) == 5  # kept from before
     assert picture.value == seen[3]

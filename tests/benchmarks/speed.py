@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import batches, data, diffusion, fid, muon, plots, training, unet
+from helpers import batches, data, diffusion, fid, muon, results, training, unet
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3
@@ -60,7 +60,7 @@ def notebook_cells() -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
+def notebook_loop(net=unet.UNet, compiled: bool = False, widths=(48, 96, 128)) -> float:
     """Images/s of notebook 2's own loop, its cells executed as they stand."""
     sources = notebook_cells()
     names = {"display": lambda figure: None}
@@ -68,6 +68,7 @@ def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
         exec(source, names)
         if "PARAMETER_LIMIT = " in source:  # the settings cell
             names |= {"COMPILE": compiled, "SAVE_EVERY": 10_000}
+    names["Curves"] = mock.MagicMock()  # nothing is shown
     names["runs"], marks, seed_step = tempfile.mkdtemp(), {}, batches.seed_step
 
     def marked(seed, step):
@@ -75,17 +76,16 @@ def notebook_loop(net=unet.UNet, compiled: bool = False) -> float:
             marks[step] = synchronised()
         seed_step(seed, step)
 
-    quiet = mock.patch.object(plots, "LiveCurves")
-    with mock.patch.object(unet, "UNet", net), mock.patch.object(batches, "seed_step", marked), quiet:
-        names["train"](steps=WARM + TIMED + 1, batch=BATCH, widths=[48, 96, 128])  # not the demo's small ones
+    with mock.patch.dict(unet.NETWORKS, looped=net), mock.patch.object(training, "seed_step", marked):
+        names["train"](steps=WARM + TIMED + 1, batch=BATCH, widths=widths)  # not the demo's small ones
     return BATCH * TIMED / (marks[WARM + TIMED] - marks[WARM])
 
 
-def usual_loop() -> float:
-    """Images/s of the loop that courseworks start from: DataLoader, float32, `.item()` each step; the same network."""
+def usual_loop(amp: torch.dtype = torch.float32) -> float:
+    """Images/s of the loop that a good student starts from: DataLoader, Adam, `.item()` each step; the same network."""
     from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, ToTensor
 
-    images, labels = data.cifar100("", "train", "demo")
+    images, labels = (part.repeat_interleave(10, dim=0) for part in data.cifar100("", "train", "demo"))  # 50,000
     pictures = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).numpy()]  # as torchvision holds them
     transform = Compose([RandomHorizontalFlip(), ToTensor(), Normalize((0.5,) * 3, (0.5,) * 3)])
 
@@ -96,20 +96,24 @@ def usual_loop() -> float:
         def __getitem__(self, i):
             return transform(pictures[i]), int(labels[i])
 
-    def batches():
+    workers = {"num_workers": os.cpu_count(), "persistent_workers": True, "pin_memory": GPU}
+    loader = torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, drop_last=True, **workers)
+
+    def endless():
         while True:
-            yield from torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, drop_last=True, num_workers=2)
+            yield from loader
 
     net = unet.UNet().to(DEVICE)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     alphas_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), dim=0).to(DEVICE)
-    loader, losses = batches(), []
+    stream, losses = endless(), []
 
     def step():
-        x, y = (part.to(DEVICE) for part in next(loader))
+        x, y = (part.to(DEVICE, non_blocking=True) for part in next(stream))
         t = torch.randint(0, 1000, (len(x),), device=DEVICE)
         noise, signal = torch.randn_like(x), alphas_bar[t][:, None, None, None]
-        loss = F.mse_loss(net(signal.sqrt() * x + (1 - signal).sqrt() * noise, t / 500 - 1, y), noise)
+        with torch.autocast(DEVICE.type, amp, enabled=amp != torch.float32):
+            loss = F.mse_loss(net(signal.sqrt() * x + (1 - signal).sqrt() * noise, t / 500 - 1, y).float(), noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -148,7 +152,7 @@ def growth(batch: int, size: int) -> float:
 
     def step():
         with torch.autocast(DEVICE.type, amp, enabled=amp != torch.float32):
-            loss = diffusion.loss(denoiser, images, labels)[0].mean()
+            loss = diffusion.loss(denoiser, images, labels, denoiser.training_sigmas(batch)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -163,10 +167,10 @@ def sampling() -> float:
     """Images/s of notebook 2's sampler, as it draws for the FID, by the settings that stand there."""
     names = {}
     exec(next(source for source in notebook_cells() if "GUIDANCE = " in source), names)
-    path = diffusion.karras_path(names["SAMPLER_STEPS"])
-    settings = {"path": path, "guidance": names["GUIDANCE"], "interval": names["GUIDANCE_INTERVAL"]}
-    denoiser, _ = training.load_weights("diffusion")
-    denoiser.to(DEVICE, memory_format=torch.channels_last)
+    sigmas = diffusion.karras_sigmas(names["SAMPLER_STEPS"])
+    settings = {"sigmas": sigmas, "guidance": names["GUIDANCE"], "interval": names["GUIDANCE_INTERVAL"]}
+    denoiser = diffusion.Denoiser(unet.UNet()).to(DEVICE, memory_format=torch.channels_last)
+    results.load_weights("diffusion", denoiser)
     labels = torch.arange(10_000 if GPU else 64) % 100
     amp = training.amp_dtype(DEVICE)
 
@@ -211,6 +215,7 @@ def clean_fids_features() -> float:
 
 CASES = {
     "usual loop": usual_loop,
+    "usual loop, autocast": lambda: usual_loop(training.amp_dtype(DEVICE)),
     "notebook loop": notebook_loop,
     "notebook loop, compiled": lambda: notebook_loop(compiled=True),
     "notebook loop, U-Net of diffusers": lambda: notebook_loop(LibraryUNet),
@@ -238,8 +243,8 @@ def main(root: str | None) -> None:
         for name, values in rates.items()
     }
     about = {"batch": BATCH, "rounds": ROUNDS, "memory": "of the GPU" if GPU else "resident, of the process"}
-    about |= {"rows": rows, **training.environment(DEVICE)}
-    training.save_card(f"speed_{DEVICE.type}", about, training.WEIGHTS)
+    about |= {"rows": rows, **results.environment(DEVICE)}
+    results.save_card(f"speed_{DEVICE.type}", about, results.WEIGHTS)
 
 
 def measure(case: str) -> tuple[float, float]:

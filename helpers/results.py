@@ -1,0 +1,114 @@
+"""Result cards and trained weights: where every published figure comes from. Knows no net: the page builds it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from helpers.files import DataError, expanded, load_tensors, plain, verified, write_atomically
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what the bundle ships
+
+
+def environment(device: torch.device) -> dict:
+    """The versions, device and date that a result card records."""
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} {device.type}"
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    return {
+        "device": chip + threads,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def newest(runs: str | Path, *names: str) -> Path:
+    """The folder to read these cards from: `runs` where runs of yours have left all of them, else what is shipped."""
+    return expanded(runs) if all((expanded(runs) / f"{name}.json").exists() for name in names) else WEIGHTS
+
+
+def _numbers(value):
+    if isinstance(value, dict):
+        return {key: _numbers(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(part) for part in value]
+    if isinstance(value, Tensor):
+        return [_numbers(part) for part in value] if value.ndim else float(f"{value:.5g}")
+    return value
+
+
+def save_card(name: str, card: dict, folder: str | Path) -> dict:
+    """Write the result card folder/name.json, tensors as numbers of five digits; return it as it will be read."""
+    text = json.dumps(plain(_numbers({"name": name, **card})), indent=1) + "\n"
+    write_atomically(expanded(folder) / f"{name}.json", text.encode())
+    return json.loads(text)
+
+
+def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
+    """The result card of a run. Raises DataError where there is none."""
+    path = expanded(folder) / f"{name}.json"
+    if not path.exists():
+        raise DataError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
+    return json.loads(path.read_text())
+
+
+def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -> dict:
+    """Write folder/name.pt and its card folder/name.json, with the weights' SHA-256; return the card.
+
+    What an earlier card of the very same weights says beyond this one, such as a FID, is kept.
+    """
+    buffer = io.BytesIO()
+    torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
+    data = buffer.getvalue()
+    card = {**card, "sha256": hashlib.sha256(data).hexdigest()}
+    before = load_card(name, folder) if (expanded(folder) / f"{name}.json").exists() else {}
+    write_atomically(expanded(folder) / f"{name}.pt", data)
+    return save_card(name, before | card if before.get("sha256") == card["sha256"] else card, folder)
+
+
+def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS) -> dict:
+    """Fill a module with the trained weights folder/name.pt, put it into eval mode, and return their card.
+
+    Raises DataError when the files are missing or damaged, or of another architecture than the module.
+    """
+    card = load_card(name, folder)
+    path = expanded(folder) / f"{name}.pt"
+    data = verified(
+        path.read_bytes() if path.exists() else b"", card["sha256"], path.name, "train again, or restore it with git"
+    )
+    try:
+        module.load_state_dict(load_tensors(data, path.name))
+    except RuntimeError as error:
+        raise DataError(f"{path.name} is of another architecture or version ({error}): move it away.") from error
+    module.eval()
+    return card
+
+
+def measured(
+    name: str, measure: Callable[[], dict], *, now: bool, runs: str | Path, device: torch.device, of: str | None = None
+) -> dict:
+    """The card of a study: measured now and written to `runs`, or the one that is there, yours before the shipped one.
+
+    measure() -> what was found. of: the SHA-256 of the weights that it is about, if it is about any; of a card about
+    others that is said.
+    """
+    if now:
+        return save_card(name, {"weights_sha256": of, **measure(), **environment(device)}, runs)
+    card = load_card(name, newest(runs, name))
+    if card["weights_sha256"] != of:
+        print(f"{name}: measured with other weights, {card['date']}. Set MEASURE to 'yes' for these.")
+    return card
+
+
+def thin(values: Tensor, every: int) -> Tensor:
+    """Means of each `every` values (N,), for a card; what is left over at the end is dropped."""
+    return values[: len(values) // every * every].view(-1, every).mean(dim=1)

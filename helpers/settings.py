@@ -1,0 +1,66 @@
+"""What the settings cell of a notebook may say, checked before anything is spent on it."""
+
+from __future__ import annotations
+
+import numbers
+
+import torch
+
+COUNT = (1, None, int)
+# What each setting may be: a list of choices; (least, most) for a number, either of them None where there is no limit,
+# with int for a whole one; a list of one such rule for a list of numbers, of several for as many numbers.
+RULES = {
+    "DATA": ["official", "rebuilt", "demo"], "TRAIN": ["auto", "yes", "no"], "MEASURE": ["auto", "yes", "no"],
+    "AMP": [True, False], "COMPILE": [True, False], "PREDICTION": ["edm", "epsilon"], "OPTIMIZER": ["muon", "adam"],
+    "SEED": (0, None, int), "SEEDS": [(0, None, int)], "PARAMETER_LIMIT": COUNT, "STEP_LIMIT": COUNT, "STEPS": COUNT,
+    "BATCH": COUNT, "SAVE_EVERY": COUNT, "LR": (0, 1), "WARMUP": (0, None), "LR_DECAY": (0, 1),
+    "WEIGHT_DECAY": (0, None), "EMA_DECAY": (0, 0.999_999), "LABEL_DROPOUT": (0, 1),
+    "P_MEAN": (None, None), "P_STD": (0, None),
+    "DEGREES": (0, 180), "SCALE": (0, 0.9), "SHIFT": (0, 28), "BEND": (0, 28), "CALM": (0, 1),
+    "PAPER_LR": (0, 1), "ABLATION_STEPS": COUNT, "LOOKS": COUNT,
+    "WIDTHS": [(8, 1_024, int)] * 3, "PLAIN_WIDTHS": [(8, 1_024, int)] * 3, "PLAIN_BATCH": COUNT,
+    "HELD_OUT": (0, 49_000, int), "NEON_STEPS": (0, None, int), "NEON_SAMPLES": COUNT, "NEON_WEIGHT": (None, None),
+    "SAMPLER_STEPS": (2, None, int), "ANCESTRAL_STEPS": (1, 1_000, int), "INVERSION_STEPS": (2, None, int),
+    "GUIDANCE": (0, None), "PLAIN_GUIDANCE": (0, None), "GUIDANCE_INTERVAL": [(0, None)] * 2,
+    "SAMPLES": (4, None, int), "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
+    "SWEEP_GUIDANCE": [(0, None)], "SWEEP_NEON": [(None, None)],
+    "ROWS": (2, None, int), "PAIRS": (2, None, int), "MIDDLES": (2, 5_000, int), "REAL_IMAGES": (2, 10_000, int),
+}  # fmt: skip
+
+
+def check(values: dict, **rules: list | tuple) -> None:
+    """Refuse settings that cannot be obeyed, in one sentence, before anything is spent on them: ValueError.
+
+    values: name -> value, such as a notebook's `globals()`; what stands in `RULES` is checked. rules: others for these
+    names, where one setting limits another.
+    """
+    for name, rule in (RULES | rules).items():
+        if name not in values:
+            continue
+        value = values[name]
+        if isinstance(rule, tuple):
+            _check_number(name, value, *rule)
+        elif not isinstance(rule[0], tuple):
+            if value not in rule:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, rule))}, got {value!r}")
+        elif not isinstance(value, list | tuple) or not value or len(value) != len(rule) > 1:
+            count = f"{len(rule)} numbers" if len(rule) > 1 else "numbers, at least one"
+            raise ValueError(f"{name} must be a list of {count}, got {value!r}")
+        else:
+            for number in value:
+                _check_number(name, number, *rule[0])
+
+
+def _check_number(name: str, number, least: float | None, most: float | None, kind: type = float) -> None:
+    is_number = isinstance(number, numbers.Integral if kind is int else numbers.Real) and not isinstance(number, bool)
+    if is_number and (least is None or number >= least) and (most is None or number <= most) and number == number:
+        return
+    limits = ((word, limit) for word, limit in (("least", least), ("most", most)) if limit is not None)
+    allowed = " and".join(f" at {word} {limit:,}" for word, limit in limits)
+    what = "a whole number" if kind is int else "a number"
+    raise ValueError(f"{name} must be {what}{',' * bool(allowed)}{allowed}, got {number!r}")
+
+
+def wanted(choice: str, device: torch.device, *, demo: bool = False) -> bool:
+    """Whether to do what takes long: "yes" and "all", not "no", and "auto" with a GPU, or on the demo data."""
+    return choice in ("yes", "all") or (choice == "auto" and (demo or device.type != "cpu"))

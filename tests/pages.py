@@ -1,0 +1,56 @@
+"""The notebooks as programs: their cells, and what the cells define, for the tests."""
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(ROOT.glob("0*.ipynb"))
+
+
+def code(path):
+    """The code cells of a notebook, their sources as strings."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [{**cell, "source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
+
+
+def settings_cell(path):
+    (cell,) = [c for c in code(path) if "parameters" in c["metadata"].get("tags", [])]
+    return cell
+
+
+def run(path, cells, **changes):
+    """Execute cells with the settings nbmake mocks, and further changes to them; returns the kernel's names."""
+    settings, kernel = settings_cell(path), {"__name__": "__main__"}
+    for cell in cells:
+        exec(compile(cell["source"], path.name, "exec"), kernel)
+        if cell == settings:
+            kernel |= settings["metadata"]["nbmake"]["mock"] | changes
+    plt.close("all")
+    return kernel
+
+
+def definitions(path, *starts, **changes):
+    """A notebook's names after its imports, its settings and the cells in which `starts` stand."""
+    cells = code(path)
+    at = cells.index(settings_cell(path))
+    wanted = [cell for cell in cells[at + 2 :] if any(start in cell["source"] for start in starts)]
+    assert len(wanted) == len(starts)
+    return run(path, cells[: at + 2] + wanted, **changes)
+
+
+def training_loop(number, folder, **changes):
+    """Notebook 1's or 2's `train` on the demo data, checkpoints into `folder`; and the kernel it lives in."""
+    before = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        starts = {1: ("splits = {", "recipe = ", "def train("), 2: ("def build(", "images, labels = (part", "recipe = ",
+                                                                    "def train(")}[number]  # fmt: skip
+        kernel = definitions(NOTEBOOKS[number - 1], *starts, DATA="demo", RUNS=str(folder), **changes)
+    finally:
+        os.chdir(before)
+    if number == 1:
+        return lambda: kernel["train"](kernel["classifiers"].DigitSumClassifier, 0), kernel
+    return lambda: kernel["train"](steps=kernel["STEPS"]), kernel

@@ -1,0 +1,133 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers import budget, classifiers, diffusion, results, unet
+from helpers.files import DataError
+from tests.test_training import same
+
+CPU = torch.device("cpu")
+
+
+def test_cards_hold_numbers_whatever_they_were(tmp_path):
+    card = {"a": torch.tensor(0.123456789), "b": torch.tensor([1, 2]), "c": [torch.tensor([0.5, 1 / 3])], "d": "text",
+            "e": {"f": np.float64(2.5), 3: (1, None)}, "g": 0.999_999, "h": True}  # fmt: skip
+    saved = results.save_card("card", card, tmp_path)
+    read = results.load_card("card", tmp_path)
+    assert read == saved
+    expected = {"name": "card", "a": 0.12346, "b": [1, 2], "c": [[0.5, 0.33333]], "d": "text",
+                "e": {"f": 2.5, "3": [1, None]}, "g": 0.999_999, "h": True}  # fmt: skip
+    assert read == expected
+
+
+def test_weights_make_the_round_trip(tmp_path):
+    net, folder = classifiers.PaperClassifier(), tmp_path / "Übung 1, データ"  # spaces and letters beyond ASCII
+    saved = results.save_weights("classifier_paper", net, {"steps": 3}, folder)
+    loaded = classifiers.PaperClassifier()
+    assert results.load_weights("classifier_paper", loaded, folder) == saved
+    assert saved["steps"] == 3
+    assert not loaded.training
+    assert same(net.state_dict(), loaded.state_dict())
+
+
+def test_a_run_of_yours_is_newer_than_what_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert results.newest("~/runs", "diffusion") == results.WEIGHTS
+    results.save_card("diffusion", {}, "~/runs")
+    assert results.newest("~/runs", "diffusion") == tmp_path / "runs"
+    assert results.newest("~/runs", "diffusion", "diffusion_plain") == results.WEIGHTS  # what belongs together stays so
+
+
+def test_what_was_found_of_the_very_same_weights_is_kept(tmp_path):
+    net = nn.Linear(2, 2)
+    results.save_weights("net", net, {"steps": 3, "fid": 15.3}, tmp_path)
+    card = results.save_weights("net", net, {"steps": 4}, tmp_path)
+    assert (card["steps"], card["fid"]) == (4, 15.3)
+    nn.init.zeros_(net.weight)
+    assert "fid" not in results.save_weights("net", net, {"steps": 4}, tmp_path)
+
+
+def test_damaged_missing_and_foreign_weights(tmp_path):
+    with pytest.raises(DataError, match="train first"):
+        results.load_weights("diffusion", nn.Linear(2, 2), tmp_path)
+    results.save_weights("net", nn.Linear(2, 2), {}, tmp_path)
+    with pytest.raises(DataError, match="of another architecture or version"):
+        results.load_weights("net", nn.Linear(2, 3), tmp_path)
+    path = tmp_path / "net.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="net.pt is missing or damaged"):
+        results.load_weights("net", nn.Linear(2, 2), tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match="net.pt is missing or damaged"):
+        results.load_weights("net", nn.Linear(2, 2), tmp_path)
+
+
+def test_a_drive_that_cannot_be_written_to_is_said(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(DataError, match="Read-only file system.*choose another folder"):
+        results.save_weights("net", nn.Linear(2, 2), {}, tmp_path / "drive")
+
+
+def test_a_study_is_measured_now_or_taken_from_the_latest_card(tmp_path, monkeypatch, capsys):
+    shipped = tmp_path / "shipped"
+    monkeypatch.setattr(results, "WEIGHTS", shipped)
+    results.save_card("study", {"weights_sha256": "old", "value": 1, "date": "2026-01-02"}, shipped)
+    asked = []
+
+    def measure():
+        asked.append(1)
+        return {"value": 2}
+
+    def study(now, of):
+        return results.measured("study", measure, now=now, runs=tmp_path / "runs", device=CPU, of=of)
+
+    assert study(False, "old")["value"] == 1
+    assert capsys.readouterr().out == ""
+    assert study(False, "new")["value"] == 1
+    assert "study: measured with other weights, 2026-01-02. Set MEASURE to 'yes'" in capsys.readouterr().out
+    card = study(True, "new")
+    assert card["value"] == 2
+    assert {"weights_sha256", "device", "torch", "date"} <= card.keys()
+    assert study(False, "new") == card  # yours now, before the shipped one
+    assert asked == [1]
+
+
+def test_thin():
+    assert results.thin(torch.tensor([1.0, 2, 3, 4, 9]), 2).tolist() == [1.5, 3.5]
+
+
+SHIPPED = sorted(path.stem for path in results.WEIGHTS.glob("*.pt"))
+
+
+def test_the_five_are_there():
+    assert SHIPPED == ["classifier_best", "classifier_paper", "diffusion", "diffusion_paper", "diffusion_plain"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_load_and_keep_within_their_budget(name):
+    card = results.load_card(name)
+    if name.startswith("diffusion"):
+        settings = card["settings"]
+        module = diffusion.Denoiser(unet.NETWORKS[settings["network"]](settings["widths"]), settings["prediction"])
+    else:
+        module = {"paper": classifiers.PaperClassifier, "best": classifiers.DigitSumClassifier}[name[11:]]()
+    results.load_weights(name, module)
+    assert budget.count_parameters(module) == card["parameters"] <= card["parameter_limit"]
+    assert 0 < card["steps"] <= card["step_limit"]
+    assert {"data", "settings", "device", "torch", "date", "sha256"} <= card.keys()
+    assert all(p.isfinite().all() for p in module.parameters())
+    text = json.dumps(card)
+    assert "/root" not in text
+    assert "/home" not in text
+
+
+def test_the_shipped_network_is_the_default_one():
+    assert results.load_weights("diffusion", diffusion.Denoiser(unet.UNet()))["settings"]["network"] == "looped"
