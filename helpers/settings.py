@@ -22,8 +22,9 @@ RULES = {
     "HELD_OUT": (0, 49_000, int), "NEON_STEPS": (0, None, int), "NEON_SAMPLES": COUNT, "NEON_WEIGHT": (None, None),
     "SAMPLER_STEPS": (2, None, int), "ANCESTRAL_STEPS": (1, 1_000, int), "INVERSION_STEPS": (2, None, int),
     "GUIDANCE": (0, None), "PLAIN_GUIDANCE": (0, None), "GUIDANCE_INTERVAL": [(0, None)] * 2,
-    "SAMPLES": (4, None, int), "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
-    "SWEEP_GUIDANCE": [(0, None)], "SWEEP_NEON": [(None, None)],
+    "SAMPLES": (4, None, int), "SAMPLE_SEEDS": [(0, None, int)],
+    "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
+    "SWEEP_GUIDANCE": [(0, None)],
     "ROWS": (2, None, int), "PAIRS": (2, None, int), "MIDDLES": (2, 5_000, int), "REAL_IMAGES": (2, 10_000, int),
 }  # fmt: skip
 

@@ -47,7 +47,8 @@ def readme():
         f"| parameters (limit 1,000,000) | 948,856 | {diffusion['parameters']:,} |",
         f"| steps (limit 50,000) | 50,000 | {diffusion['steps']:,}, batch {diffusion['settings']['batch']}, "
         f"on one {diffusion['device']} in {diffusion['seconds'] / 60:.0f} min |",
-        f"drawings, seed {metrics['seed']}, against",
+        f"drawings, seed {metrics['seeds'][0]}, against",
+        f"with seed {metrics['seeds'][1]} it is {metrics['fid_by_seed'][1]:.2f}",
         f"({paper['settings']['lr']} and {best['settings']['lr']})",
         f"One run took {mean(over(best, 'seconds')) / 60:.0f} minutes",
         f"| {mean(over(best, 'train_accuracy')):.4f} and {mean(tests):.4f} ± {stdev(tests):.4f} over seeds |",
