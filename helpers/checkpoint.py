@@ -53,7 +53,8 @@ class Checkpoint:
     def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
         self.lock.release()
         if isinstance(error, KeyboardInterrupt):
-            print(f"Interrupted. {self.path} holds the run up to step {self.saved:,}: run the cell again to go on.")
+            holds = f"{self.path} holds the run up to step {self.saved:,}" if self.saved else "Nothing was saved yet"
+            print(f"Interrupted. {holds}: run the cell again to go on.")
         no_memory = ("can't allocate memory", "MPS backend out of memory")
         if isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in no_memory):
             batch = json.loads(self.settings).get("batch", 2)

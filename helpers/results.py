@@ -8,6 +8,7 @@ import io
 import json
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -58,7 +59,10 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
     path = expanded(folder) / f"{name}.json"
     if not path.exists():
         raise DataError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path.name} in {path.parent.name}/ is damaged: delete it, or restore it with git.") from error
 
 
 def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -> dict:
@@ -70,7 +74,9 @@ def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -
     torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
     data = buffer.getvalue()
     card = {**card, "sha256": hashlib.sha256(data).hexdigest()}
-    before = load_card(name, folder) if (expanded(folder) / f"{name}.json").exists() else {}
+    before = {}
+    with suppress(DataError):  # there is none, or it is damaged: this one takes its place
+        before = load_card(name, folder)
     write_atomically(expanded(folder) / f"{name}.pt", data)
     return save_card(name, before | card if before.get("sha256") == card["sha256"] else card, folder)
 

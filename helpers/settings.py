@@ -12,7 +12,7 @@ COUNT = (1, None, int)
 RULES = {
     "DATA": ["official", "rebuilt", "demo"], "TRAIN": ["auto", "yes", "no"], "MEASURE": ["auto", "yes", "no"],
     "AMP": [True, False], "COMPILE": [True, False], "PREDICTION": ["edm", "epsilon"], "OPTIMIZER": ["muon", "adam"],
-    "SEED": (0, None, int), "SEEDS": [(0, None, int)], "PARAMETER_LIMIT": COUNT, "STEP_LIMIT": COUNT, "STEPS": COUNT,
+    "SEED": (0, 10**9, int), "SEEDS": [(0, 10**9, int)], "PARAMETER_LIMIT": COUNT, "STEP_LIMIT": COUNT, "STEPS": COUNT,
     "BATCH": COUNT, "SAVE_EVERY": COUNT, "LR": (0, 1), "WARMUP": (0, None), "LR_DECAY": (0, 1),
     "WEIGHT_DECAY": (0, None), "EMA_DECAY": (0, 0.999_999), "LABEL_DROPOUT": (0, 1),
     "P_MEAN": (None, None), "P_STD": (0, None),
@@ -22,7 +22,7 @@ RULES = {
     "HELD_OUT": (0, 49_000, int), "NEON_STEPS": (0, None, int), "NEON_SAMPLES": COUNT, "NEON_WEIGHT": (None, None),
     "SAMPLER_STEPS": (2, None, int), "ANCESTRAL_STEPS": (1, 1_000, int), "INVERSION_STEPS": (2, None, int),
     "GUIDANCE": (0, None), "PLAIN_GUIDANCE": (0, None), "GUIDANCE_INTERVAL": [(0, None)] * 2,
-    "SAMPLES": (4, None, int), "SAMPLE_SEEDS": [(0, None, int)],
+    "SAMPLES": (4, None, int), "SAMPLE_SEEDS": [(0, 10**9, int)],
     "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
     "SWEEP_GUIDANCE": [(0, None)],
     "ROWS": (2, None, int), "PAIRS": (2, None, int), "MIDDLES": (2, 5_000, int), "REAL_IMAGES": (2, 10_000, int),
@@ -50,6 +50,10 @@ def check(values: dict, **rules: list | tuple) -> None:
         else:
             for number in value:
                 _check_number(name, number, *rule[0])
+            if name.endswith("SEEDS") and len(set(value)) < len(value):
+                raise ValueError(f"{name} must be different numbers, got {value!r}")
+            if name.endswith("INTERVAL") and value[0] > value[1]:
+                raise ValueError(f"{name} must be (low, high), got {value!r}")
 
 
 def _check_number(name: str, number, least: float | None, most: float | None, kind: type = float) -> None:

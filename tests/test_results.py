@@ -67,6 +67,14 @@ def test_damaged_missing_and_foreign_weights(tmp_path):
         results.load_weights("net", nn.Linear(2, 2), tmp_path)
 
 
+def test_a_damaged_card_is_named_and_does_not_keep_a_run_from_being_saved(tmp_path):
+    (tmp_path / "net.json").write_text("")
+    with pytest.raises(DataError, match="net.json in .* is damaged: delete it"):
+        results.load_card("net", tmp_path)
+    results.save_weights("net", nn.Linear(2, 2), {"steps": 3}, tmp_path)
+    assert results.load_card("net", tmp_path)["steps"] == 3
+
+
 def test_a_drive_that_cannot_be_written_to_is_said(tmp_path, monkeypatch):
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")

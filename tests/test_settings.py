@@ -37,6 +37,15 @@ def test_check():
 
 
 @pytest.mark.parametrize(
+    "bad", [{"SEEDS": [3, 3]}, {"GUIDANCE_INTERVAL": (6.0, 0.05)}, {"SEED": 20251126123456}, {"SAMPLE_SEEDS": [1, 1]}]
+)
+def test_what_would_be_obeyed_in_silence_and_mean_nothing_is_refused(bad):
+    with pytest.raises(ValueError, match=f"^{next(iter(bad))} must be"):
+        settings.check(bad)
+    settings.check({"SEEDS": [3, 4], "GUIDANCE_INTERVAL": (0.05, 6.0), "SEED": 10**9})
+
+
+@pytest.mark.parametrize(
     ("choice", "kind", "demo", "expected"),
     [("auto", "cpu", False, False), ("auto", "cpu", True, True), ("auto", "cuda", False, True),
      ("yes", "cpu", False, True), ("all", "cpu", False, True), ("no", "cuda", True, False)],
