@@ -108,6 +108,7 @@ def measured(
     others that is said.
     """
     if now:
+        write_atomically(expanded(runs) / ".writable", b"")  # before anything is measured that could not be kept
         return save_card(name, {"weights_sha256": of, **measure(), **environment(device)}, runs)
     card = load_card(name, newest(runs, name))
     if card["weights_sha256"] != of:

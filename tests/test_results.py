@@ -108,6 +108,12 @@ def test_a_study_is_measured_now_or_taken_from_the_latest_card(tmp_path, monkeyp
     assert asked == [1]
 
 
+def test_a_study_that_could_not_be_kept_is_not_begun(tmp_path):
+    (tmp_path / "runs").write_text("a file is in the way")
+    with pytest.raises(DataError, match="could not write"):
+        results.measured("study", lambda: pytest.fail("measured"), now=True, runs=tmp_path / "runs", device=CPU)
+
+
 def test_thin():
     assert results.thin(torch.tensor([1.0, 2, 3, 4, 9]), 2).tolist() == [1.5, 3.5]
 
