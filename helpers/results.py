@@ -11,10 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.files import DataError, expanded, load_tensors, plain, verified, write_atomically
+from helpers.files import DataError, expanded, load_tensors, verified, write_atomically
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what the bundle ships
 
@@ -37,19 +38,17 @@ def newest(runs: str | Path, *names: str) -> Path:
     return expanded(runs) if all((expanded(runs) / f"{name}.json").exists() for name in names) else WEIGHTS
 
 
-def _numbers(value):
-    if isinstance(value, dict):
-        return {key: _numbers(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_numbers(part) for part in value]
-    if isinstance(value, Tensor):
-        return [_numbers(part) for part in value] if value.ndim else float(f"{value:.5g}")
-    return value
+def _number(value: Tensor | np.generic) -> float | int | list:
+    """What JSON can hold in place of what it cannot."""
+    if isinstance(value, Tensor) and value.ndim:
+        return list(value)
+    number = value.item()
+    return float(f"{number:.5g}") if isinstance(value, Tensor) and isinstance(number, float) else number
 
 
 def save_card(name: str, card: dict, folder: str | Path) -> dict:
     """Write the result card folder/name.json, tensors as numbers of five digits; return it as it will be read."""
-    text = json.dumps(plain(_numbers({"name": name, **card})), indent=1) + "\n"
+    text = json.dumps({"name": name, **card}, indent=1, default=_number) + "\n"
     write_atomically(expanded(folder) / f"{name}.json", text.encode())
     return json.loads(text)
 
