@@ -75,7 +75,7 @@ def notebook_1():
     return [
         f"reads **{tests:.2%}** of the test images rightly, with {best['parameters']:,} parameters",
         f"by our recipe, comes to {paper_tests:.1%}",
-        f"must learn to add is at {1 - errors['learned sum']:.0%}",
+        f"a sum that must be learnt is at {1 - errors['learned sum']:.0%}",
     ]
 
 
