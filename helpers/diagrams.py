@@ -1,6 +1,8 @@
-"""Drawings of nets, by code: layers in a row, the U of the U-Net, and how a net adds digits."""
+"""Drawings by code: nets (layers in a row, the U of the U-Net), how a net adds digits, how a denoiser works."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import torch
@@ -181,4 +183,25 @@ def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
     axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(widths) + 0.4, 1.7))
     axis.axis("off")
     axis.set_title(f"{count(net):,} parameters")
+    return figure
+
+
+def denoising_in_two_dimensions(
+    points: Tensor, denoise: Callable[[Tensor, float], Tensor], sigmas: tuple[float, ...], way: Tensor
+) -> Figure:
+    """Where a denoiser of points in the plane sends a grid of them at some noise levels, and a way from noise to data.
+
+    points (N, 2): the data, in -1.6…1.6; denoise(x (M, 2), sigma) -> (M, 2); way (steps, K, 2): K points on theirs.
+    """
+    figure, axes = empty(1, len(sigmas) + 1, (2.75 * (len(sigmas) + 1), 2.9))
+    grid = torch.cartesian_prod(*[torch.linspace(-1.5, 1.5, 11)] * 2)  # (121, 2)
+    for axis, sigma in zip(axes[0][:-1], sigmas, strict=True):
+        steps = denoise(grid, sigma) - grid
+        axis.quiver(*grid.T, *steps.T, angles="xy", scale_units="xy", scale=1, width=0.005)
+        axis.set_title(f"denoised at σ = {sigma}")
+    axes[0][-1].plot(*way.permute(2, 0, 1), color=ORANGE, linewidth=0.9)
+    axes[0][-1].set_title("from noise to the data")
+    for axis in axes[0]:
+        axis.plot(*points.T, color=BLUE, linewidth=1.6, zorder=0)
+        axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
     return figure

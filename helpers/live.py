@@ -14,23 +14,25 @@ class Curves:
     """The training curves, redrawn in place while a loop runs, at most every `seconds`; in the end, one line of text.
 
     >>> show = Curves(steps=STEPS)
-    >>> show(step, {"loss": losses})  # first where the run begins or goes on, then at every save
+    >>> show(step, {"loss": losses})  # first where the run begins or goes on, then after every step
     """
 
     def __init__(self, steps: int, name: str = "", seconds: float = 15.0):
         self.steps, self.name, self.seconds = steps, name, seconds
-        self.handle, self.last, self.begun = None, -float("inf"), None
+        self.handle, self.begun, self.last = None, None, (0.0, 0)
 
     def __call__(self, step: int, curves: dict[str, Tensor]) -> None:
         now = time.monotonic()
-        self.begun = self.begun or (now, step)
-        if step == self.begun[1] or (now - self.last < self.seconds and step < self.steps):
+        self.begun = step if self.begun is None else self.begun
+        if step <= self.begun + 1:  # the first step may compile, so its speed tells nothing
+            self.last = now, step
+        if step == self.begun or (step < self.steps and now - self.last[0] < self.seconds):
             return
-        self.last = now
         if step < self.steps:
             shown = training_curves({self.name: curves})
-            seconds = (now - self.begun[0]) / max(1, step - self.begun[1]) * (self.steps - step)
-            left = f"about {seconds / 60:.0f} min left"
+            before, then = self.last
+            left = f"about {(now - before) / max(1, step - then) * (self.steps - step) / 60:.0f} min left"
+            self.last = now, step
             shown.suptitle(f"{self.name} step {step:,} of {self.steps:,}, {left}", x=0.01, ha="left", fontsize=10)
         else:
             shown = Pretty(f"{self.name} {step:,} steps done")

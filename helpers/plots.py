@@ -76,6 +76,11 @@ def pm(pair: tuple[float, float] | None, form: str) -> str:
     return f"{mean:{form}}" + (f" ± {std:{form}}" if std == std else "")
 
 
+def mean_std(values: Tensor, form: str) -> str:
+    """The mean and standard deviation of values (N,) for a table; of one value, itself."""
+    return pm((values.mean(), values.std() if len(values) > 1 else torch.nan), form)
+
+
 class Listing(Code):
     """IPython's Code, in letters of one width on static pages, too."""
 
@@ -156,35 +161,29 @@ def smooth(values: Tensor, window: int) -> Tensor:
     return sums / counts
 
 
-def training_curves(runs: dict[str, dict[str, Tensor]], *, every: int = 1, window: int = 200) -> Figure:
-    """One panel a quantity, one line a run; runs maps run -> quantity -> values, NaN where not reached.
+def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
+    """One panel a quantity, one colour a net: net -> quantity -> values (N,) or, of R runs, (R, N); NaN: not reached.
 
-    every: the number of steps between two values. Thin lines are the values, thick ones their running mean over
-    `window` steps. The height is that of what follows the first 2% of a run, which are so steep that they would
-    flatten the rest.
+    A net's "every", if there is one, is the number of steps between two of its values. Thin lines are the values,
+    thick ones their running mean over `window` steps. The height is that of what follows the first 2% of a run, which
+    are so steep that they would flatten the rest.
     """
-    runs = {name: {q: values.detach().cpu() for q, values in run.items()} for name, run in runs.items()}
-    quantities = list(dict.fromkeys(q for run in runs.values() for q in run))
-    nets = list(dict.fromkeys(name.split(", seed")[0] for name in runs))
-    colour_of = dict(zip(nets, colours(len(nets)), strict=True))
+    quantities = list(dict.fromkeys(quantity for net in nets.values() for quantity in net if quantity != "every"))
     figure, axes = empty(1, len(quantities), (4.2 * len(quantities), 2.9))
     for axis, quantity in zip(axes[0], quantities, strict=True):
-        named = set()
-        for name, run in runs.items():
-            if quantity not in run:
-                continue
-            net, values = name.split(", seed")[0], run[quantity]
-            mean = smooth(values, max(1, min(window // every, len(values) // 20)))
-            seen = values.isfinite().nonzero()[:, 0]
-            thin = seen[:: max(1, len(seen) // 2000)]
-            style = {"color": colour_of[net], "label": None if net in named else net}
-            axis.plot(
-                ((thin + 1) * every).numpy(), values[thin].numpy(), color=colour_of[net], alpha=0.2, linewidth=0.5
-            )
-            axis.plot(((seen + 1) * every).numpy(), mean[seen].numpy(), linewidth=1.3, **style)
-            named.add(net)
-        settled = torch.cat([run[quantity][len(run[quantity]) // 50 :] for run in runs.values() if quantity in run])
-        settled = settled[settled.isfinite()].double()
+        settled = []
+        for (name, net), colour in zip(nets.items(), colours(len(nets)), strict=True):
+            every, runs = net.get("every", 1), torch.as_tensor(net.get(quantity, [])).detach().cpu().float()
+            for i, values in enumerate(torch.atleast_2d(runs)):
+                seen = values.isfinite().nonzero()[:, 0]
+                thin = seen[:: max(1, len(seen) // 2000)]
+                axis.plot(((thin + 1) * every).numpy(), values[thin].numpy(), color=colour, alpha=0.2, linewidth=0.5)
+                mean = smooth(values, max(1, min(window // every, len(values) // 20)))[seen]
+                label = None if i else name
+                axis.plot(((seen + 1) * every).numpy(), mean.numpy(), color=colour, linewidth=1.3, label=label)
+                settled.append(values[len(values) // 50 :])
+        settled = torch.cat(settled)
+        settled = settled[settled.isfinite()]
         if len(settled) > 1 and settled.min() < settled.max():
             low, high = settled.min().item(), settled.max().item()
             if low > 0 and high > 30 * low:

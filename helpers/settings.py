@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import numbers
+import os
 
 import torch
 
 COUNT = (1, None, int)
-# What each setting may be: a list of choices; (least, most) for a number, either of them None where there is no limit,
-# with int for a whole one; a list of one such rule for a list of numbers, of several for as many numbers.
+# What each setting may be: str for a folder; a list of choices; (least, most) for a number, either of them None where
+# there is no limit, with int for a whole one; a list of one such rule for a list of numbers, of several for as many.
 RULES = {
+    "DATA_ROOT": str, "RUNS": str,
     "DATA": ["official", "rebuilt", "demo"], "TRAIN": ["auto", "yes", "no"], "MEASURE": ["auto", "yes", "no"],
     "AMP": [True, False], "COMPILE": [True, False], "PREDICTION": ["edm", "epsilon"], "OPTIMIZER": ["muon", "adam"],
+    "NETWORK": ["looped", "plain"],
     "SEED": (0, 10**9, int), "SEEDS": [(0, 10**9, int)], "PARAMETER_LIMIT": COUNT, "STEP_LIMIT": COUNT, "STEPS": COUNT,
     "BATCH": COUNT, "SAVE_EVERY": COUNT, "LR": (0, 1), "WARMUP": (0, None), "LR_DECAY": (0, 1),
     "WEIGHT_DECAY": (0, None), "EMA_DECAY": (0, 0.999_999), "LABEL_DROPOUT": (0, 1),
     "P_MEAN": (None, None), "P_STD": (0, None),
     "DEGREES": (0, 180), "SCALE": (0, 0.9), "SHIFT": (0, 28), "BEND": (0, 28), "CALM": (0, 1),
-    "PAPER_LR": (0, 1), "ABLATION_STEPS": COUNT, "LOOKS": COUNT,
-    "WIDTHS": [(8, 1_024, int)] * 3, "PLAIN_WIDTHS": [(8, 1_024, int)] * 3, "PLAIN_BATCH": COUNT,
+    "PAPER_LR": (0, 1), "ABLATION_STEPS": COUNT, "ABLATION_BATCH": COUNT, "PRECISION_STEPS": COUNT, "LOOKS": COUNT,
+    "WIDTHS": [(8, 1_024, int)] * 3,
     "HELD_OUT": (0, 49_000, int), "NEON_STEPS": (0, None, int), "NEON_SAMPLES": COUNT, "NEON_WEIGHT": (None, None),
     "SAMPLER_STEPS": (2, None, int), "ANCESTRAL_STEPS": (1, 1_000, int), "INVERSION_STEPS": (2, None, int),
-    "GUIDANCE": (0, None), "PLAIN_GUIDANCE": (0, None), "GUIDANCE_INTERVAL": [(0, None)] * 2,
+    "GUIDANCE": (0, None), "GUIDANCE_INTERVAL": [(0, None)] * 2,
     "SAMPLES": (4, None, int), "SAMPLE_SEEDS": [(0, 10**9, int)],
     "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
     "SWEEP_GUIDANCE": [(0, None)],
@@ -29,7 +32,7 @@ RULES = {
 }  # fmt: skip
 
 
-def check(values: dict, **rules: list | tuple) -> None:
+def check(values: dict, **rules: list | tuple | type) -> None:
     """Refuse settings that cannot be obeyed, in one sentence, before anything is spent on them: ValueError.
 
     values: name -> value, such as a notebook's `globals()`; what stands in `RULES` is checked. rules: others for these
@@ -39,7 +42,10 @@ def check(values: dict, **rules: list | tuple) -> None:
         if name not in values:
             continue
         value = values[name]
-        if isinstance(rule, tuple):
+        if rule is str:
+            if not isinstance(value, str | os.PathLike) or not str(value).strip():
+                raise ValueError(f"{name} must be the path of a folder, got {value!r}")
+        elif isinstance(rule, tuple):
             _check_number(name, value, *rule)
         elif not isinstance(rule[0], tuple):
             if value not in rule:
@@ -67,5 +73,5 @@ def _check_number(name: str, number, least: float | None, most: float | None, ki
 
 
 def wanted(choice: str, device: torch.device, *, demo: bool = False) -> bool:
-    """Whether to do what takes long: "yes" and "all", not "no", and "auto" with a GPU, or on the demo data."""
-    return choice in ("yes", "all") or (choice == "auto" and (demo or device.type != "cpu"))
+    """Whether to do what takes long: "yes", not "no", and "auto" with a GPU, or on the demo data."""
+    return choice == "yes" or (choice == "auto" and (demo or device.type != "cpu"))

@@ -37,10 +37,10 @@ def amp_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def disable_tf32() -> None:
-    """Full float32 products on the GPU, as in the report's classifier."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+def allow_tf32(allowed: bool) -> None:
+    """Whether an NVIDIA GPU may round factors of float32 products to TF32's 10 bits of mantissa, which is faster."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 # --- schedule and averaging -------------------------------------------------------------------------------------
@@ -126,6 +126,17 @@ class EMA:
         self.module.load_state_dict(state["module"])
 
 
+def step_away(base: nn.Module, worse: nn.Module, weight: float) -> nn.Module:
+    """A copy of `base` with parameters θ + weight · (θ - θ'), where θ are those of `base` and θ' those of `worse`.
+
+    Source: Neon, Alemohammad et al. 2025.
+    """
+    moved = copy.deepcopy(base)
+    with torch.no_grad():
+        torch._foreach_lerp_(list(moved.parameters()), list(worse.parameters()), -weight)
+    return moved
+
+
 # --- the run ----------------------------------------------------------------------------------------------------
 
 
@@ -139,7 +150,7 @@ class Run(Checkpoint):
 
     settings: whatever makes two runs differ, among it "steps", "seed", and "lr", "warmup" and "lr_decay" for
     `lr_factor`. parts: see `Checkpoint`; at least "net" and "optimizer". show(steps done, history) is called at the
-    start and after each save. `history` holds what was logged, among it the "loss": name -> (steps,), on the net's
+    start and after each step. `history` holds what was logged, among it the "loss": name -> (steps,), on the net's
     device, NaN where nothing was.
     Raises TrainingError when a loss is not finite, before that is saved; and what `Checkpoint` raises.
     """
@@ -186,6 +197,7 @@ class Run(Checkpoint):
             self.done = step + 1
             if self.done % self.save_every == 0 or self.finished:
                 self._save()
+            self._show()
 
     def log(self, **values: Tensor | float) -> None:
         """Note numbers of the step in progress."""
@@ -201,7 +213,6 @@ class Run(Checkpoint):
                 "or set AMP to False, and run the cell again."
             )
         self.save(self.done, self.history, self.device)
-        self._show()
 
     def _show(self) -> None:
         if self.show:

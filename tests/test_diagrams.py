@@ -59,3 +59,13 @@ def test_the_diagram_of_a_unet_adds_up_and_says_how_often_a_block_is_used(net):
     assert f"{count_parameters(net):,} parameters" in texts
     assert "noise level and class:\nscale and shift" in texts
     assert count_parameters(net) == sum(int(text.replace(",", "")) for text in texts if re.fullmatch(r"[\d,]+", text))
+
+
+def test_denoising_in_two_dimensions_draws_each_level_and_the_way():
+    points, way = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.zeros(5, 3, 2)
+    figure = diagrams.denoising_in_two_dimensions(points, lambda x, sigma: x * sigma, (0.5, 1.0), way)
+    assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == [f"denoised at σ = {s}" for s in (0.5, 1.0)]
+    half, none = (axis.collections[0] for axis in figure.axes[:2])
+    assert half.U[0] == pytest.approx(0.75)  # from -1.5 half the way to 0
+    assert not any(none.U)
+    assert len(figure.axes[2].lines) == 3 + 1

@@ -214,15 +214,15 @@ def test_precision_counts_who_lies_within_the_third_neighbour():
         assert fid.precision_recall(torch.full((4, 1), x), real)[0] == inside
 
 
-def test_an_extractor_loads_the_network_once_from_its_root_and_the_demo_needs_none(tmp_path, monkeypatch):
+def test_an_extractor_asks_for_the_network_at_once_from_its_root_and_the_demo_needs_none(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(fid, "load_network", lambda *where: asked.append(where) or (lambda x: x.mean(dim=(2, 3))))
     extract = fid.extractor(tmp_path, "cpu")
-    assert asked == []
-    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    for _ in range(2):
-        assert extract(images).shape == (3, 3)
     assert asked == [(tmp_path, "cpu")]
+    images, counts = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), []
+    for _ in range(2):
+        assert extract(images, lambda *count: counts.append(count)).shape == (3, 3)
+    assert counts == [(3, 3)] * 2
     pixels = fid.extractor(tmp_path, demo=True)(images)
     assert torch.equal(pixels, images[:, :, ::4, ::4].flatten(1).float())
     assert len(asked) == 1

@@ -210,3 +210,19 @@ def test_a_switch_is_a_up_to_the_middle_and_b_from_there():
     t = torch.tensor([0.0, 0.49, 0.5, 0.51, 1.0])
     assert interpolation.switch(a, b, t)[:, 0].tolist() == [0, 0, 1, 1, 1]
     assert interpolation.switch(a, b, 0.5).sum() == 10
+
+
+def test_smoothness_of_paths_whose_lengths_are_known():
+    there_and_back = torch.tensor([[[0.0], [0.0]], [[1.0], [3.0]], [[0.0], [4.0]]])  # (3 frames, 2 paths, 1)
+    found = interpolation.smoothness(there_and_back, every=(1, 2))
+    assert {count: [float(v) for v in of] for count, of in found["length"].items()} == {
+        3: [3.0, pytest.approx(2**0.5)],  # 2 and 4
+        2: [2.0, pytest.approx(8**0.5)],  # 0 and 4
+    }
+    assert [float(v) for v in found["unevenness"]] == [1.25, pytest.approx(0.125**0.5)]  # 1, and 3 over 2
+
+
+def test_psnr():
+    black, near = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    near[1] += 51
+    assert interpolation.psnr(black, near).tolist() == pytest.approx([78.13, 20 * 0.69897], abs=0.01)

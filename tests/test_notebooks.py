@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import demo, diffusion, fid, files, results, settings, unet
+from helpers import data, demo, diffusion, fid, files, results, settings, unet
 from tests.pages import NOTEBOOKS, ROOT, code, definitions, run, settings_cell
 
 FULL_SIZE = {
@@ -64,9 +64,9 @@ def test_settings_are_literals_of_full_size_with_a_comment_each(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_there_is_a_rule_for_every_setting_and_the_defaults_keep_it(path):
     values = {name: ast.literal_eval(value) for name, (value,) in _assignments(settings_cell(path)["source"]).items()}
-    paths, own = {"DATA_ROOT", "RUNS"}, {"NETWORK": [*unet.NETWORKS]}
-    assert values.keys() - settings.RULES.keys() - own.keys() == paths
-    settings.check(values, **own)
+    assert not values.keys() - settings.RULES.keys()
+    settings.check(values)
+    assert settings.RULES["NETWORK"] == [*unet.NETWORKS]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -125,7 +125,7 @@ def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, m
     cells = code(NOTEBOOKS[0])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
     kernel, moved = run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), []
-    kernel["jitter"] = lambda x, settings: moved.append(settings["degrees"]) or x
+    monkeypatch.setattr(kernel["batches"], "jitter", lambda x, **how: moved.append(how["degrees"]) or x)
     kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
     assert moved == [kernel["DEGREES"]] * 18
 
@@ -190,7 +190,7 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
     for wrong in ("https://github.com/OWNER/REPOSITORY", (tmp_path / "none").as_uri()):
         done = start(other, wrong)
         assert (
-            "could not be cloned: write your copy's address into this cell, or upload" in done.stderr.splitlines()[-1]
+            "could not be fetched: write your copy's address into this cell, or upload" in done.stderr.splitlines()[-1]
         )
     shutil.make_archive(str(other / "bundle"), "zip", tmp_path, "origin")  # with a folder around it, as GitHub packs
     done = start(other, wrong)
@@ -208,8 +208,9 @@ def test_started_elsewhere_a_notebook_says_where_it_wants_to_be(path, tmp_path, 
 REFUSED = {
     "01_classifier": [
         {"DATA": "Demo"}, {"TRAIN": "YES"}, {"SEEDS": []}, {"SEEDS": 0}, {"STEPS": 0},
-        {"STEPS": 10_001}, {"STEPS": 5e3}, {"BATCH": 0}, {"LR": -0.1}, {"LR": float("nan")}, {"EMA_DECAY": 1.0},
-        {"CALM": 1.5}, {"LOOKS": 0}, {"SAVE_EVERY": 0}, {"BATCH": "64"}, {"STEPS": True}, {"MEASURE": "all"},
+        {"MEASURE": "all"}, {"RUNS": ""}, {"STEPS": 10_001}, {"STEPS": 5e3}, {"BATCH": 0},
+        {"LR": -0.1}, {"LR": float("nan")}, {"EMA_DECAY": 1.0}, {"CALM": 1.5}, {"LOOKS": 0},
+        {"SAVE_EVERY": 0}, {"BATCH": "64"}, {"STEPS": True},
     ],
     "02_diffusion": [
         {"DATA": "cifar"}, {"MEASURE": "Yes"}, {"NETWORK": "deep"}, {"PREDICTION": "v"}, {"OPTIMIZER": "sgd"},
@@ -253,22 +254,45 @@ def test_the_cell_after_the_settings_may_run_twice_and_an_empty_variable_counts_
         run(path, cells[: at + 2])
 
 
+REAL_SHAPES = torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), torch.arange(50_000) % 100
+
+BARE_DDPM = {"NETWORK": "plain", "BATCH": 384, "NEON_STEPS": 0, "PREDICTION": "epsilon", "OPTIMIZER": "adam",
+             "LR": 0.001, "LR_DECAY": 0.0, "EMA_DECAY": 0.0, "LABEL_DROPOUT": 0.0, "GUIDANCE": 1.0}  # fmt: skip
+NOTHING_HELD_OUT = {"HELD_OUT": 0, "NEON_STEPS": 0, "GUIDANCE_INTERVAL": (0.0, 6.0), "LABEL_DROPOUT": 0}
+
+
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-def test_a_diffusion_run_that_holds_nothing_out_and_has_no_neon(tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [BARE_DDPM, NOTHING_HELD_OUT], ids=["bare DDPM", "nothing held out"])
+def test_a_diffusion_run_of_another_kind(changes, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", "demo")
-    changes = {
-        "MEASURE": "auto",
-        "HELD_OUT": 0,
-        "NEON_STEPS": 0,
-        "STEPS": 2,
-        "GUIDANCE_INTERVAL": (0.0, 6.0),
-        "LABEL_DROPOUT": 0,
-    }
-    kernel = run(NOTEBOOKS[1], code(NOTEBOOKS[1]), RUNS=str(tmp_path), **changes)
-    assert len(kernel["images"]) == 5_000
+    changes = {"MEASURE": "auto", "STEPS": 2, "RUNS": str(tmp_path), **changes}
+    kernel = run(NOTEBOOKS[1], code(NOTEBOOKS[1]), **changes)
+    assert len(kernel["images"]) == 5_000 - min(changes.get("HELD_OUT", 500), 500)
     assert kernel["card"]["steps"] == 2
-    assert not kernel["measure_now"]
+    assert kernel["card"]["settings"]["prediction"] == changes.get("PREDICTION", "edm")
+    assert not kernel["measuring"]
+
+
+def test_the_settings_that_the_page_gives_for_its_two_plain_runs_are_those_of_their_cards():
+    r = results.load_card("diffusion_paper")["settings"]
+    common = {"NETWORK": r["network"], "WIDTHS": tuple(r["widths"]), "BATCH": r["batch"]}
+    own = {"PREDICTION": r["prediction"], "OPTIMIZER": r["optimizer"], "LR": r["lr"]}
+    assert (r["lr_decay"], r["ema_decay"], r["label_dropout"]) == (0, 0, 0)
+    assert "neon" not in r
+    cells = json.loads(NOTEBOOKS[1].read_text(encoding="utf-8"))["cells"]
+    text = " ".join("".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").split())
+    for name, value in (common | own).items():
+        assert f"`{name} = {json.dumps(value) if isinstance(value, str) else value}`" in text
+    plain = results.load_card("diffusion_plain")["settings"]
+    defaults = {
+        name.lower(): ast.literal_eval(v[0]) for name, v in _assignments(settings_cell(NOTEBOOKS[1])["source"]).items()
+    }
+    assert {key: value for key, value in plain.items() if value != defaults[key]} == {
+        "network": r["network"],
+        "widths": r["widths"],
+        "batch": r["batch"],
+    }
 
 
 def test_drawings_are_spread_over_the_classes_and_evaluations_counted_where_guidance_acts(monkeypatch):
@@ -283,16 +307,23 @@ def test_drawings_are_spread_over_the_classes_and_evaluations_counted_where_guid
         assert counts.max() - counts.min() <= 1
 
 
-def test_the_fid_network_comes_from_the_settings_data_root(monkeypatch):
+@pytest.mark.parametrize(
+    ("choices", "needed"),
+    [({"TRAIN": "yes", "MEASURE": "auto"}, True), ({"TRAIN": "no", "MEASURE": "yes"}, True),
+     ({"TRAIN": "yes", "MEASURE": "no"}, False), ({"TRAIN": "no", "MEASURE": "auto"}, False)],
+)  # fmt: skip
+def test_the_fid_network_is_asked_for_before_the_training_in_the_settings_data_root(choices, needed, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("DATA_ROOT", raising=False)
+    for name in ("DATA", "DATA_ROOT", "TRAIN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(data, "cifar100", lambda root, split, source: REAL_SHAPES)
+    monkeypatch.setattr(data, "cifar100_classes", lambda root, source: demo.CLASSES)
     asked = []
     monkeypatch.setattr(fid, "load_network", lambda root, device: asked.append(root) or (lambda x: x.mean(dim=(2, 3))))
-    kernel = definitions(NOTEBOOKS[1], "def draw(", DATA_ROOT="~/my data", DATA="demo")
-    kernel["DATA"] = "official"
-    exec(next(cell["source"] for cell in code(NOTEBOOKS[1]) if "def draw(" in cell["source"]), kernel)
-    kernel["features"](torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-    assert asked == ["~/my data"]
+    kernel = definitions(NOTEBOOKS[1], "images, labels = (part", DATA_ROOT="~/my data", DATA="official", **choices)
+    assert asked == ["~/my data"] * needed
+    if needed:
+        assert kernel["features"](torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")

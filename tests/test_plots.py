@@ -40,10 +40,10 @@ def test_smooth_is_a_running_mean_that_skips_what_is_missing():
 
 
 def test_training_curves_place_values_at_their_steps():
-    figure = plots.training_curves({"a": {"loss": torch.arange(4.0)}, "b": {"loss": torch.ones(4)}}, every=50)
+    figure = plots.training_curves({"a": {"every": 50, "loss": [0.0, 1.0, 2.0, 3.0]}, "b": {"loss": torch.ones(4)}})
     (axis,) = figure.axes
     assert axis.get_title(loc="left") == "loss"
-    assert axis.lines[1].get_xdata().tolist() == [50, 100, 150, 200]
+    assert [axis.lines[i].get_xdata().tolist() for i in (1, 3)] == [[50, 100, 150, 200], [1, 2, 3, 4]]
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
 
 
@@ -85,8 +85,7 @@ def test_as_many_curves_as_there_are_and_none_in_another_s_colour():
 
 
 def test_the_seeds_of_a_net_share_its_colour_and_its_name():
-    runs = {f"{net}, seed {seed}": {"loss": torch.rand(9)} for net in ("a", "b") for seed in (0, 1)}
-    (axis,) = plots.training_curves(runs).axes
+    (axis,) = plots.training_curves({net: {"loss": torch.rand(2, 9)} for net in ("a", "b")}).axes
     assert len(axis.lines) == 8
     assert len({line.get_color() for line in axis.lines}) == 2
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
@@ -102,6 +101,11 @@ def test_pm():
     assert plots.pm((1.25, 0.5), ".2f") == "1.25 ± 0.50"
     assert plots.pm((torch.tensor(1.25), float("nan")), ".1f") == "1.2"
     assert plots.pm(None, ".1f") == ""
+
+
+def test_mean_std():
+    assert plots.mean_std(torch.tensor([1.0, 3.0]), ".2f") == "2.00 ± 1.41"
+    assert plots.mean_std(torch.tensor([1.0]), ".1f") == "1.0"
 
 
 def test_listing_is_the_source():

@@ -15,6 +15,7 @@ def test_check():
         "F": [],
         "G": float("nan"),
         "H": True,
+        "I": " ",
     }
     settings.check(values, A=["yes", "no"], B=(3, 3, int), C=[(1, None)], D=(0, 1), E=[(0, None)] * 2)
     for rules, said in [
@@ -30,6 +31,8 @@ def test_check():
         ({"G": (None, None)}, "G must be a number, got nan"),
         ({"G": (0, 1)}, "G must be a number, at least 0 and at most 1, got nan"),
         ({"H": (0, 1)}, "H must be a number, at least 0 and at most 1, got True"),
+        ({"I": str}, "I must be the path of a folder, got ' '"),
+        ({"B": str}, "B must be the path of a folder, got 3"),
         ({"D": (0, 1, int)}, "D must be a whole number, at least 0 and at most 1, got .*0.5.*"),
     ]:
         with pytest.raises(ValueError, match=f"^{said}$"):
@@ -48,7 +51,7 @@ def test_what_would_be_obeyed_in_silence_and_mean_nothing_is_refused(bad):
 @pytest.mark.parametrize(
     ("choice", "kind", "demo", "expected"),
     [("auto", "cpu", False, False), ("auto", "cpu", True, True), ("auto", "cuda", False, True),
-     ("yes", "cpu", False, True), ("all", "cpu", False, True), ("no", "cuda", True, False)],
+     ("yes", "cpu", False, True), ("no", "cuda", True, False)],
 )  # fmt: skip
 def test_wanted(choice, kind, demo, expected):
     assert settings.wanted(choice, torch.device(kind), demo=demo) is expected

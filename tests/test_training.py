@@ -214,7 +214,8 @@ def test_a_run_seeds_sets_the_rate_logs_saves_and_shows(tmp_path):
     for step, (number, _) in enumerate(seen):
         batches.seed_step(1, step)
         assert number == float(torch.rand(1))
-    assert shown == [(0, []), (2, ["loss"]), (4, ["loss", "other"]), (5, ["loss", "other"])]
+    both = ["loss", "other"]
+    assert shown == [(0, []), (1, ["loss"]), (2, ["loss"]), (3, ["loss"]), (4, both), (5, both)]
     assert run.finished
     assert run.history["loss"].tolist() == [0, 1, 2, 3, 4]
     assert run.history["other"].isnan().tolist() == [True, True, True, False, True]
@@ -246,3 +247,22 @@ def test_a_damaged_checkpoint_leaves_the_run_unlocked(tmp_path):
     for _ in range(2):
         with pytest.raises(files.DataError, match="damaged"), _run(tmp_path):
             pass
+
+
+def test_step_away_goes_the_other_way_and_changes_neither_network():
+    base, worse = (torch.nn.utils.skip_init(nn.Linear, 2, 1) for _ in range(2))
+    for net, value in ((base, 1.0), (worse, 1.5)):
+        nn.init.constant_(net.weight, value)
+        nn.init.constant_(net.bias, 0.0)
+    for weight, expected in ((0.0, 1.0), (1.0, 0.5), (2.0, 0.0)):
+        moved = training.step_away(base, worse, weight)
+        assert moved.weight.tolist() == [[expected] * 2]
+        assert moved.bias.tolist() == [0.0]
+    assert (base.weight.tolist(), worse.weight.tolist()) == ([[1.0, 1.0]], [[1.5, 1.5]])
+
+
+def test_tf32_is_allowed_or_not():
+    for allowed, said in ((True, "high"), (False, "highest")):
+        training.allow_tf32(allowed)
+        assert torch.get_float32_matmul_precision() == said
+        assert torch.backends.cudnn.allow_tf32 is allowed

@@ -67,7 +67,7 @@ def notebook_loop(net=unet.UNet, compiled: bool = False, widths=(48, 96, 128)) -
     for source in sources[: 1 + next(i for i, source in enumerate(sources) if "def train(" in source)]:
         exec(source, names)
         if "PARAMETER_LIMIT = " in source:  # the settings cell
-            names |= {"COMPILE": compiled, "SAVE_EVERY": 10_000}
+            names |= {"COMPILE": compiled, "SAVE_EVERY": 10_000, "MEASURE": "no"}
     names["Curves"] = mock.MagicMock()  # nothing is shown
     names["runs"], marks, seed_step = tempfile.mkdtemp(), {}, batches.seed_step
 
@@ -186,7 +186,7 @@ def fid_images() -> torch.Tensor:
 
 
 def our_features() -> float:
-    training.disable_tf32()
+    training.allow_tf32(False)
     network, images = fid.load_network(os.environ["DATA_ROOT"], DEVICE), fid_images()
     fid.features(images[:20], network, device=DEVICE)
     return len(images) / seconds(lambda: fid.features(images, network, device=DEVICE), 0, 1)
@@ -196,7 +196,7 @@ def clean_fids_features() -> float:
     """clean-fid's own way: a folder of PNGs, its loader, the same network as it was published."""
     from cleanfid.fid import get_folder_features
 
-    training.disable_tf32()
+    training.allow_tf32(False)
     with mock.patch.object(fid, "streamline", lambda network: network):
         network, images = fid.load_network(os.environ["DATA_ROOT"], DEVICE), fid_images()
     workers = {"num_workers": os.cpu_count(), "verbose": False, "device": DEVICE}

@@ -1,0 +1,97 @@
+"""What each ingredient of notebook 2's recipe gives by itself: short runs of its own loop, judged on held-out images.
+
+    python -m tests.benchmarks.ingredients [SECONDS] [STEPS]        (a GPU; environment: DATA, DATA_ROOT)
+
+Every run changes one thing, with warm-up, decay and EMA scaled to its length; Adam gets the best of three rates. Each
+is judged by the loss on the held-out images and by the FID of 5,000 drawings against them, with guidance and without.
+No run begins after SECONDS (500); called again, it goes on. Writes runs/diffusion_ingredients.json.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from helpers import batches, diffusion, fid, results, training
+from helpers.files import DataError
+from tests.pages import NOTEBOOKS, code
+
+ADAM = {"optimizer": "adam"}
+BARE = ADAM | {"prediction": "epsilon", "lr": 0.001, "lr_decay": 0.0, "ema_decay": 0.0, "label_dropout": 0.0}
+VARIANTS = {
+    "all of it": {},
+    **{f"Adam in place of Muon, rate {rate}": ADAM | {"lr": rate} for rate in (0.0005, 0.001, 0.002)},
+    "no EMA": {"ema_decay": 0.0},
+    "constant rate": {"lr_decay": 0.0},
+    "neither EMA nor decay": {"ema_decay": 0.0, "lr_decay": 0.0},
+    "plain network": {"network": "plain", "widths": [32, 72, 96]},
+    "the noise predicted": {"prediction": "epsilon"},
+    "bare DDPM": BARE,
+    "bare DDPM, plain network": BARE | {"network": "plain", "widths": [32, 72, 96]},
+    **{f"P_MEAN {mean}": {"p_mean": mean} for mean in (-0.8, -0.4)},
+}
+CELLS = ["import os\n", "from functools", 'DATA = "official"', "DATA, DATA_ROOT", "images, labels = (part",
+         "def build(", "recipe = ", "def train(", "def classes_of("]  # fmt: skip
+
+
+def notebook(**changes) -> dict:
+    """Notebook 2's names after the cells that this study needs, with other settings."""
+    names = {"display": lambda figure: None}
+    for start in CELLS:
+        (source,) = (cell["source"] for cell in code(NOTEBOOKS[1]) if cell["source"].startswith(start))
+        exec(source, names)
+        if "PARAMETER_LIMIT = " in source:
+            names |= changes
+    names["sampling"] = {"sigmas": diffusion.karras_sigmas(names["SAMPLER_STEPS"]), "guidance": names["GUIDANCE"],
+                         "interval": names["GUIDANCE_INTERVAL"]}  # fmt: skip
+    return names
+
+
+@torch.no_grad()
+def loss(denoiser, images, labels) -> torch.Tensor:
+    """The EDM loss, whatever the network predicts: the same noise levels and noises for every network."""
+    weigh, found = diffusion.Denoiser(denoiser.net).scaling, []
+    for i, (x, y) in enumerate(zip(images.split(500), labels.split(500), strict=True)):
+        batches.seed_step(0, i)
+        sigma, x0 = (-1.2 + 1.2 * torch.randn(len(x))).exp().to(x.device), diffusion.to_float(x)
+        error = denoiser(x0 + sigma[:, None, None, None] * torch.randn_like(x0), sigma, y) - x0
+        found.append(error.square().mean(dim=(1, 2, 3)) / weigh(sigma).out ** 2)
+    return torch.cat(found).mean()
+
+
+def main(seconds: float = 500, steps: int = 3_000) -> None:
+    begun, device = time.monotonic(), training.pick_device()
+    gpu = device.type == "cuda"
+    page = notebook(COMPILE=gpu, BATCH=384, SAVE_EVERY=10**6, MEASURE="yes", TRAIN="yes", RUNS="runs/ingredients")
+    count = 5_000 if page["DATA"] != "demo" else 100
+    short = {"steps": steps, "warmup": steps // 15, "ema_decay": 1 - 6 / steps}
+    training.allow_tf32(True)  # for the features: the same for every row, and several times faster
+    real = page["features"](page["held_out"])
+    about = {"data": page["source"], "batch": page["BATCH"], "seed": page["SEED"], **short, "samples": count,
+             "images": len(real), "features": "TF32" if gpu else "float32"}  # fmt: skip
+    try:
+        rows = results.load_card("diffusion_ingredients", "runs")["rows"]
+    except DataError:
+        rows = {}
+    for title, changes in VARIANTS.items():
+        if title in rows or time.monotonic() - begun > seconds:
+            continue
+        torch.compiler.reset()
+        network, history, certificate = page["train"](**short | changes)
+        row = {"parameters": certificate["parameters"], "seconds": history["seconds"].sum(),
+               "loss": loss(network, page["held_out"], page["held_out_labels"])}  # fmt: skip
+        for way, guidance in {"fid": page["GUIDANCE"], "fid_unguided": 1.0}.items():
+            if guidance == 1 or (short | changes).get("label_dropout", 1):
+                drawn = page["draw"](network, count, guidance=guidance, batch_size=1_000 if gpu else 100)
+                row[way] = round(fid.frechet_distance(page["features"](drawn), real), 2)
+        rows[title] = row
+        rows = results.save_card("diffusion_ingredients", about | {"rows": rows} | results.environment(device), "runs")[
+            "rows"
+        ]
+        print(title, rows[title], f"{time.monotonic() - begun:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(float, sys.argv[1:2]), *map(int, sys.argv[2:3]))
