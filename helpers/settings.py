@@ -9,7 +9,7 @@ import torch
 
 COUNT = (1, None, int)
 # What each setting may be: str for a folder; a list of choices; (least, most) for a number, either of them None where
-# there is no limit, with int for a whole one; a list of one such rule for a list of numbers, of several for as many.
+# there is no limit, with int for a whole one; a list of one such rule for a list of such, of several for as many.
 RULES = {
     "DATA_ROOT": str, "RUNS": str,
     "DATA": ["official", "rebuilt", "demo"], "TRAIN": ["auto", "yes", "no"], "MEASURE": ["auto", "yes", "no"],
@@ -27,7 +27,7 @@ RULES = {
     "GUIDANCE": (0, None), "GUIDANCE_INTERVAL": [(0, None)] * 2,
     "SAMPLES": (4, None, int), "SAMPLE_SEEDS": [(0, 10**9, int)],
     "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
-    "SWEEP_GUIDANCE": [(0, None)],
+    "SWEEP_GUIDANCE": [(0, None)], "SWEEP_INTERVALS": [[(0, None)] * 2],
     "ROWS": (2, None, int), "PAIRS": (2, None, int), "MIDDLES": (2, 5_000, int), "REAL_IMAGES": (2, 10_000, int),
 }  # fmt: skip
 
@@ -41,25 +41,29 @@ def check(values: dict, **rules: list | tuple | type) -> None:
     for name, rule in (RULES | rules).items():
         if name not in values:
             continue
-        value = values[name]
-        if rule is str:
-            if not isinstance(value, str | os.PathLike) or not str(value).strip():
-                raise ValueError(f"{name} must be the path of a folder, got {value!r}")
-        elif isinstance(rule, tuple):
-            _check_number(name, value, *rule)
-        elif not isinstance(rule[0], tuple):
-            if value not in rule:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, rule))}, got {value!r}")
-        elif not isinstance(value, list | tuple) or not value or len(value) != len(rule) > 1:
-            count = f"{len(rule)} numbers" if len(rule) > 1 else "numbers, at least one"
-            raise ValueError(f"{name} must be a list of {count}, got {value!r}")
-        else:
-            for number in value:
-                _check_number(name, number, *rule[0])
-            if name.endswith("SEEDS") and len(set(value)) < len(value):
-                raise ValueError(f"{name} must be different numbers, got {value!r}")
-            if name.endswith("INTERVAL") and value[0] > value[1]:
-                raise ValueError(f"{name} must be (low, high), got {value!r}")
+        _check(name, values[name], rule)
+
+
+def _check(name: str, value, rule: list | tuple | type) -> None:
+    if rule is str:
+        if not isinstance(value, str | os.PathLike) or not str(value).strip():
+            raise ValueError(f"{name} must be the path of a folder, got {value!r}")
+    elif isinstance(rule, tuple):
+        _check_number(name, value, *rule)
+    elif not isinstance(rule[0], list | tuple):
+        if value not in rule:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, rule))}, got {value!r}")
+    elif not isinstance(value, list | tuple) or not value or len(value) != len(rule) > 1:
+        numbers_or_pairs = "pairs" if isinstance(rule[0], list) else "numbers"
+        count = f"{len(rule)} numbers" if len(rule) > 1 else f"{numbers_or_pairs}, at least one"
+        raise ValueError(f"{name} must be a list of {count}, got {value!r}")
+    else:
+        for part in value:
+            _check(name, part, rule[0])
+        if name.endswith("SEEDS") and len(set(value)) < len(value):
+            raise ValueError(f"{name} must be different numbers, got {value!r}")
+        if "INTERVAL" in name and len(rule) == 2 and value[0] > value[1]:
+            raise ValueError(f"{name} must be (low, high), got {value!r}")
 
 
 def _check_number(name: str, number, least: float | None, most: float | None, kind: type = float) -> None:

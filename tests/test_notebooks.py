@@ -271,6 +271,7 @@ def test_a_diffusion_run_of_another_kind(changes, tmp_path, monkeypatch):
     assert len(kernel["images"]) == 5_000 - min(changes.get("HELD_OUT", 500), 500)
     assert kernel["card"]["steps"] == 2
     assert kernel["card"]["settings"]["prediction"] == changes.get("PREDICTION", "edm")
+    assert kernel["GUIDANCE"] == 1  # in both no label is hidden, so there is nothing to guide with
     assert not kernel["measuring"]
 
 
@@ -332,11 +333,13 @@ def test_interpolation_with_the_weights_of_a_demorun(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA", "demo")
     module = diffusion.Denoiser(unet.UNet())
     card = results.load_weights("diffusion", module)
-    results.save_weights("diffusion", module, card | {"classes": demo.CLASSES}, tmp_path / "demo")
+    unguided = {"classes": demo.CLASSES, "settings": card["settings"] | {"label_dropout": 0.0}}
+    results.save_weights("diffusion", module, card | unguided, tmp_path / "demo")
     cells = code(NOTEBOOKS[2])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("sampling = "))
     kernel = run(NOTEBOOKS[2], cells[: end + 1], RUNS=str(tmp_path))
     assert len(kernel["names"]) == 8
+    assert kernel["GUIDANCE"] == 1
     assert {name for pair in kernel["names"] for name in pair} <= set(demo.CLASSES)
 
 

@@ -40,12 +40,21 @@ def test_check():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"SEEDS": [3, 3]}, {"GUIDANCE_INTERVAL": (6.0, 0.05)}, {"SEED": 20251126123456}, {"SAMPLE_SEEDS": [1, 1]}]
+    "bad",
+    [
+        {"SEEDS": [3, 3]},
+        {"GUIDANCE_INTERVAL": (6.0, 0.05)},
+        {"SEED": 20251126123456},
+        {"SAMPLE_SEEDS": [1, 1]},
+        {"SWEEP_INTERVALS": (0.05, 6.0)},
+        {"SWEEP_INTERVALS": [(0.0, 6.0), (6.0, 0.05)]},
+        {"SWEEP_INTERVALS": []},
+    ],
 )
 def test_what_would_be_obeyed_in_silence_and_mean_nothing_is_refused(bad):
     with pytest.raises(ValueError, match=f"^{next(iter(bad))} must be"):
         settings.check(bad)
-    settings.check({"SEEDS": [3, 4], "GUIDANCE_INTERVAL": (0.05, 6.0), "SEED": 10**9})
+    settings.check({"SEEDS": [3, 4], "GUIDANCE_INTERVAL": (0.05, 6.0), "SEED": 10**9, "SWEEP_INTERVALS": [[0, 6]]})
 
 
 @pytest.mark.parametrize(
