@@ -66,11 +66,14 @@ def notebook_1():
     errors = {name: 1 - mean(row["valid_accuracy"]) for name, row in ingredients["rows"].items()}
     spread = {name: stdev(row["valid_accuracy"]) for name, row in ingredients["rows"].items()}
     full = errors["all of them"]
-    assert all(1.8 < errors[name] / full < 2.2 for name in ("separate readers", "no batch norm"))
-    assert all(errors[name] < 1.2 * full for name in ("no EMA", "constant learning rate"))
-    assert 1.4 < errors["neither EMA nor decay"] / full < 1.7
-    assert spread["neither EMA nor decay"] > 5 * spread["all of them"]
-    assert errors["no augmentation"] + 2 * spread["no augmentation"] < full
+    assert 1.8 < errors["separate readers"] / full < 2
+    assert errors["no batch norm"] > 2 * full
+    assert spread["no batch norm"] > 10 * spread["all of them"]
+    for name in ("no EMA", "constant learning rate"):
+        assert abs(errors[name] - full) < spread[name] + spread["all of them"]
+    assert errors["no jitter"] + 2 * spread["no jitter"] < full
+    learned = load_card("classifier_learned_sum")
+    assert learned["batch"] == best["settings"]["batch"] / 3
     assert 5.5 < mean(over(best, "seconds")) / mean(over(paper, "seconds")) < 6.5  # "six times as long"
     paired = [b - a for a, b in zip(*(load_card("classifier_precision")["rows"][n]["valid_accuracy"]
                                       for n in ("float32", "bfloat16")), strict=True)]  # fmt: skip
@@ -85,7 +88,10 @@ def notebook_1():
     return [
         f"reads **{tests:.2%}** of the test images rightly, with {best['parameters']:,} parameters",
         f"by our recipe, comes to {paper_tests:.1%}",
-        f"a sum that must be learnt is at {1 - errors['learned sum']:.0%}",
+        f"the same reader is at {1 - errors['learned sum']:.0%} after so few steps, and at "
+        f"{learned['valid_accuracy']:.1%} after all",
+        f"{best['parameters']:,} parameters read {tests:.2%} of the images rightly",
+        f"comes to {learned['valid_accuracy']:.1%} (one seed",
         " and ".join(f"{mean(of):.1%} ± {stdev(of):.1%} in {name}".replace("%", "", 1) for name, of in coarse.items()),
         f"which read {best['seeds'][0]['test_accuracy']:.1%} and, the report's, "
         f"{paper['seeds'][0]['test_accuracy']:.1%} of",
