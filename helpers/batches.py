@@ -14,7 +14,7 @@ MEAN, STD = 0.1307, 0.3081  # MNIST's, with which the official AddNIST files are
 
 def generator(seed: int, index: int) -> torch.Generator:
     """Random numbers that are a function of (seed, index) alone, the same on every device: they are the CPU's."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + index)
+    return torch.Generator().manual_seed(int(seed) * 1_000_003 + int(index))
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -34,6 +34,8 @@ def batch(images: Tensor, labels: Tensor, batch_size: int, seed: int, step: int)
     new order; the last N mod batch_size of an order are left out. Returns (batch_size, …) and (batch_size,).
     """
     count = len(images)
+    if len(labels) != count or step < 0:
+        raise ValueError(f"expected a label for each of {count} images and a step from 0, got {len(labels)} and {step}")
     if not 1 <= batch_size <= count:
         raise ValueError(f"batch size must be in 1…{count}, got {batch_size}")
     epoch, position = divmod(step, count // batch_size)
@@ -64,8 +66,10 @@ def jitter(
 
     Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: a smooth displacement of that many
     pixels (standard deviation), the elastic deformation of Simard et al. (2003). What comes in from outside is the
-    images' least value, the background. Random numbers come from torch's global generator.
+    images' least value, the background. Random numbers come from torch's global generator. Raises TypeError.
     """
+    if not images.is_floating_point():
+        raise TypeError(f"expected float images, got {images.dtype}: pass them through batches.normalise first")
     if images.device.type == "mps":  # which has no bicubic grid_sample
         return jitter(images.cpu(), degrees=degrees, scale=scale, shift=shift, bend=bend).to(images.device)
     b, c, h, w = images.shape

@@ -29,7 +29,7 @@ class Budget:
     """
 
     def __init__(self, *, parameters: int, steps: int):
-        if parameters < 1 or steps < 1:
+        if not (parameters >= 1 and steps >= 1):  # so that NaN is none
             raise ValueError(f"limits must be positive, got parameters={parameters}, steps={steps}")
         self.parameters = parameters
         self.steps = steps

@@ -22,7 +22,8 @@ class TrainingError(RuntimeError):
 class Checkpoint:
     """The state of a run in one file: written atomically, verified by SHA-256, tied to the run's settings.
 
-    parts: anything with `state_dict` and `load_state_dict`. The settings' fingerprint is part of the file name, so
+    parts: anything with `state_dict` and `load_state_dict`. about: what else to note of each save, beside where it was
+    made; it may change when a run goes on. The settings' fingerprint is part of the file name, so
     a run with other settings never meets, and never overwrites, this one. Since every random number of a step comes
     from (seed, step), see `batches.seed_step`, a resumed run equals one that never stopped, bit for bit.
 
@@ -30,13 +31,13 @@ class Checkpoint:
     where the run stands; running out of memory becomes a TrainingError with advice.
     """
 
-    def __init__(self, folder: str | Path, name: str, settings: dict, **parts):
+    def __init__(self, folder: str | Path, name: str, settings: dict, *, about: dict | None = None, **parts):
         text = json.dumps(plain(settings), sort_keys=True)
         self.path = expanded(folder) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.ckpt"
         self.settings = text
         self.parts = parts
         self.saved = 0  # the step up to which the file holds the run
-        self.made = {}  # the environment that made it, for the result card
+        self.about, self.made = about or {}, {}  # the environment that made it, for the result card
         self.lock = Lock(self.path.with_name(f".{self.path.stem}.lock"))
 
     def __enter__(self) -> Checkpoint:
@@ -53,7 +54,8 @@ class Checkpoint:
     def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
         self.lock.release()
         if isinstance(error, KeyboardInterrupt):
-            holds = f"{self.path} holds the run up to step {self.saved:,}" if self.saved else "Nothing was saved yet"
+            nothing = "Nothing of it was saved yet (what was finished before is)"
+            holds = f"{self.path} holds the run up to step {self.saved:,}" if self.saved else nothing
             print(f"Interrupted. {holds}: run the cell again to go on.")
         no_memory = ("can't allocate memory", "MPS backend out of memory")
         if isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in no_memory):
@@ -63,7 +65,7 @@ class Checkpoint:
 
     def save(self, step: int, history: dict[str, Tensor], device: torch.device) -> None:
         """Write every part, what was logged, and where and by what code this was made. Raises DataError."""
-        self.made = environment(device)
+        self.made = environment(device) | self.about
         logged = {name: values.cpu() for name, values in history.items()}
         state = {"step": step, "history": logged, "settings": self.settings, "code": _code(), "made": self.made}
         state["parts"] = {name: plain(part.state_dict()) for name, part in self.parts.items()}

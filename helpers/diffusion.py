@@ -258,8 +258,12 @@ def sample(
     """
     if noise is not None and len(noise) != len(labels):
         raise ValueError(f"{len(noise)} noises for {len(labels)} labels: give one each")
-    noise = starting_noise(len(labels), seed) if noise is None else noise
     sigmas = karras_sigmas() if sigmas is None else sigmas
+    if len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
+        raise ValueError("sigmas must fall from level to level, and end in 0")
+    if not labels.is_floating_point() and not ((labels >= 0) & (labels <= denoiser.net.classes)).all():
+        raise ValueError(f"labels must be in 0…{denoiser.net.classes - 1} ({denoiser.net.classes}: of any class)")
+    noise = starting_noise(len(labels), seed) if noise is None else noise
     device = next(denoiser.parameters()).device
     images = []
     for start in range(0, len(labels), batch_size):

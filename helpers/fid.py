@@ -71,13 +71,15 @@ def features(
     """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
 
     network: float (B, 3, 299, 299) in 0…255 -> (B, D), such as `load_network(root)`; without one, that of the root
-    which the environment variable DATA_ROOT names, else of "data". Raises TypeError for images that are not a uint8
-    tensor: floats in 0…1 would silently score nonsense.
+    which the environment variable DATA_ROOT names, else of "data". Raises ValueError for another shape, TypeError for
+    images that are not a uint8 tensor: floats in 0…1 would silently score nonsense.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"expected a tensor, got {type(images).__name__}: pass images through torch.as_tensor")
     if images.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through diffusion.to_uint8")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
     network = network or load_network(os.environ.get("DATA_ROOT", "data"), device)
     down, across = (resize_matrix(size).to(device) for size in images.shape[2:])
     out = []
@@ -208,7 +210,7 @@ def judge(drawn: Tensor, real: Tensor) -> dict[str, float]:
 
 
 def _checked(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = features_a.cpu().double(), features_b.cpu().double()  # Apple's GPUs have no float64
+    a, b = (torch.as_tensor(of).cpu().double() for of in (features_a, features_b))  # Apple's GPUs have no float64
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"expected features (N, D) and (M, D), N, M ≥ 2, got {tuple(a.shape)} and {tuple(b.shape)}")
     if not (a.isfinite().all() and b.isfinite().all()):

@@ -20,8 +20,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     zero vectors are interpolated linearly; antipodal ones turn about a fixed perpendicular axis. Computed in
     float64, returned in a's dtype.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"slerp needs two tensors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    _one_shape(a, b)
     samples = 1 if a.ndim <= 1 else len(a)
     # On the CPU: Apple's GPUs have no float64.
     u, v = (x.cpu().double().reshape(samples, -1) for x in (a, b))
@@ -50,14 +49,21 @@ def _perpendicular(u: Tensor) -> Tensor:
     return rest / rest.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
 
+def _one_shape(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"expected two tensors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
 def lerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """Straight-line interpolation; arguments as in `slerp`. Between two independent noises it loses norm."""
+    _one_shape(a, b)
     t = torch.as_tensor(t, dtype=a.dtype, device=a.device)
     return torch.lerp(a, b, t.view(-1, *[1] * (a.ndim - 1)) if t.ndim else t)
 
 
 def switch(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """No interpolation at all: a up to the middle, b from there on; arguments as in `slerp`."""
+    _one_shape(a, b)
     t = torch.as_tensor(t, device=a.device)
     return torch.where((t.view(-1, *[1] * (a.ndim - 1)) if t.ndim else t) < 0.5, a, b)
 
@@ -151,5 +157,6 @@ def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
 
 def psnr(images_a: Tensor, images_b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each pair of uint8 images (N, …) -> float (N,), at most 78 (where equal)."""
+    _one_shape(images_a, images_b)
     error = (images_a.float() - images_b.float()).square().flatten(1).mean(dim=1).clamp_min(1e-3)
     return 10 * (255**2 / error).log10()

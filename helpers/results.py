@@ -40,7 +40,7 @@ def newest(runs: str | Path, *names: str) -> Path:
 
 def _number(value: Tensor | np.generic) -> float | int | list:
     """What JSON can hold in place of what it cannot."""
-    if isinstance(value, Tensor) and value.ndim:
+    if isinstance(value, Tensor | np.ndarray) and value.ndim:
         return list(value)
     number = value.item()
     return float(f"{number:.5g}") if isinstance(value, Tensor) and isinstance(number, float) else number
@@ -59,9 +59,23 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
     if not path.exists():
         raise DataError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        card = json.loads(path.read_text())
+        if card["name"] != name:
+            raise ValueError(f"it is the card of {card['name']}")
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path.name} in {path.parent.name}/ is damaged: delete it, or restore it with git.") from error
+    return card
+
+
+def _serialised(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
+    return buffer.getvalue()
+
+
+def fingerprint(module: nn.Module) -> str:
+    """The SHA-256 of a module's weights, as `save_weights` writes them."""
+    return hashlib.sha256(_serialised(module)).hexdigest()
 
 
 def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -> dict:
@@ -69,9 +83,7 @@ def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -
 
     What an earlier card of the very same weights says beyond this one, such as a FID, is kept.
     """
-    buffer = io.BytesIO()
-    torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
-    data = buffer.getvalue()
+    data = _serialised(module)
     card = {**card, "sha256": hashlib.sha256(data).hexdigest()}
     before = {}
     with suppress(DataError):  # there is none, or it is damaged: this one takes its place
@@ -87,9 +99,8 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS) -> 
     """
     card = load_card(name, folder)
     path = expanded(folder) / f"{name}.pt"
-    data = verified(
-        path.read_bytes() if path.exists() else b"", card["sha256"], path.name, "train again, or restore it with git"
-    )
+    advice = f"train again, restore it with git, or delete {name}.json as well, if it is of a run of yours"
+    data = verified(path.read_bytes() if path.exists() else b"", card.get("sha256", ""), path.name, advice)
     try:
         module.load_state_dict(load_tensors(data, path.name))
     except RuntimeError as error:
@@ -110,7 +121,7 @@ def measured(
         write_atomically(expanded(runs) / ".writable", b"")  # before anything is measured that could not be kept
         return save_card(name, {"weights_sha256": of, **measure(), **environment(device)}, runs)
     card = load_card(name, newest(runs, name))
-    if card["weights_sha256"] != of:
+    if card.get("weights_sha256") != of:
         print(f"{name}: measured with other weights, {card['date']}. Set MEASURE to 'yes' for these.")
     return card
 

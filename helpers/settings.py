@@ -7,9 +7,12 @@ import os
 
 import torch
 
+from helpers.files import expanded, plain
+
 COUNT = (1, None, int)
 # What each setting may be: str for a folder; a list of choices; (least, most) for a number, either of them None where
-# there is no limit, with int for a whole one; a list of one such rule for a list of such, of several for as many.
+# there is no limit, with int for a whole one, and of what it must be a multiple; a list of one such rule for a list of
+# such, of several for as many.
 RULES = {
     "DATA_ROOT": str, "RUNS": str,
     "DATA": ["official", "rebuilt", "demo"], "TRAIN": ["auto", "yes", "no"], "MEASURE": ["auto", "yes", "no"],
@@ -21,7 +24,7 @@ RULES = {
     "P_MEAN": (None, None), "P_STD": (0, None),
     "DEGREES": (0, 180), "SCALE": (0, 0.9), "SHIFT": (0, 28), "BEND": (0, 28), "CALM": (0, 1),
     "PAPER_LR": (0, 1), "ABLATION_STEPS": COUNT, "ABLATION_BATCH": COUNT, "PRECISION_STEPS": COUNT, "LOOKS": COUNT,
-    "WIDTHS": [(8, 1_024, int)] * 3,
+    "WIDTHS": [(8, 1_024, int, 8)] * 3,
     "HELD_OUT": (0, 49_000, int), "NEON_STEPS": (0, None, int), "NEON_SAMPLES": COUNT, "NEON_WEIGHT": (None, None),
     "SAMPLER_STEPS": (2, None, int), "ANCESTRAL_STEPS": (1, 1_000, int), "INVERSION_STEPS": (2, None, int),
     "GUIDANCE": (0, None), "GUIDANCE_INTERVAL": [(0, None)] * 2,
@@ -35,19 +38,23 @@ RULES = {
 def check(values: dict, **rules: list | tuple | type) -> None:
     """Refuse settings that cannot be obeyed, in one sentence, before anything is spent on them: ValueError.
 
-    values: name -> value, such as a notebook's `globals()`; what stands in `RULES` is checked. rules: others for these
-    names, where one setting limits another.
+    values: name -> value, such as a notebook's `globals()`; what stands in `RULES` is checked, and numbers of numpy's
+    become Python's. rules: others for these names, where one setting limits another.
     """
     for name, rule in (RULES | rules).items():
-        if name not in values:
-            continue
-        _check(name, values[name], rule)
+        if name in values:
+            _check(name, values[name], rule)
+            values[name] = plain(values[name])
 
 
 def _check(name: str, value, rule: list | tuple | type) -> None:
     if rule is str:
         if not isinstance(value, str | os.PathLike) or not str(value).strip():
             raise ValueError(f"{name} must be the path of a folder, got {value!r}")
+        try:
+            expanded(value)
+        except RuntimeError as error:
+            raise ValueError(f"{name} names a home folder that is not there: {value!r}") from error
     elif isinstance(rule, tuple):
         _check_number(name, value, *rule)
     elif not isinstance(rule[0], list | tuple):
@@ -66,13 +73,16 @@ def _check(name: str, value, rule: list | tuple | type) -> None:
             raise ValueError(f"{name} must be (low, high), got {value!r}")
 
 
-def _check_number(name: str, number, least: float | None, most: float | None, kind: type = float) -> None:
+def _check_number(
+    name: str, number, least: float | None, most: float | None, kind: type = float, multiple: int = 1
+) -> None:
     is_number = isinstance(number, numbers.Integral if kind is int else numbers.Real) and not isinstance(number, bool)
     if is_number and (least is None or number >= least) and (most is None or number <= most) and number == number:
-        return
+        if kind is float or number % multiple == 0:
+            return
     limits = ((word, limit) for word, limit in (("least", least), ("most", most)) if limit is not None)
     allowed = " and".join(f" at {word} {limit:,}" for word, limit in limits)
-    what = "a whole number" if kind is int else "a number"
+    what = ("a whole number" if multiple == 1 else f"a multiple of {multiple}") if kind is int else "a number"
     raise ValueError(f"{name} must be {what}{',' * bool(allowed)}{allowed}, got {number!r}")
 
 

@@ -208,9 +208,10 @@ class Run(Checkpoint):
 
     def _save(self) -> None:
         if not self.history["loss"][: self.done].isfinite().all():
+            intact = f" The checkpoint of step {self.saved:,} is intact." if self.saved else ""
             raise TrainingError(
-                f"the loss is not finite near step {self.done:,}. The last checkpoint is intact: lower LR (try half), "
-                "or set AMP to False, and run the cell again."
+                f"the loss is not finite near step {self.done:,}.{intact} Set AMP to False in the settings to go on, "
+                "or lower LR (try half) to begin anew, and run the notebook from there."
             )
         self.save(self.done, self.history, self.device)
 

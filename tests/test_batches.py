@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,3 +104,16 @@ def test_a_channel_is_scaled_first_then_turned_then_moved(monkeypatch):
     expected = torch.nn.functional.grid_sample(image - low, grid, mode="bicubic", align_corners=False) + low
     moved = batches.jitter(image, degrees=30, scale=0.4, shift=3)
     torch.testing.assert_close(moved, expected.clamp(low, high))
+
+
+def test_seeds_may_be_numpys_numbers():
+    assert batches.generator(np.int32(10**9), np.int64(3)).initial_seed() == 10**9 * 1_000_003 + 3
+
+
+def test_a_batch_of_other_labels_or_an_earlier_step_and_bytes_to_jitter_are_refused():
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    for labels, step in ((torch.arange(9), 0), (torch.arange(4), -1)):
+        with pytest.raises(ValueError, match="a label for each of 4 images and a step from 0"):
+            batches.batch(images, labels, 2, 0, step)
+    with pytest.raises(TypeError, match="normalise first"):
+        batches.jitter(images)

@@ -74,3 +74,8 @@ def test_a_step_the_scaler_skips_is_not_counted():
     assert budget.certificate(nn.Linear(1, 1, bias=False)) == {
         "parameters": 1, "parameter_limit": 1, "steps": 2, "step_limit": 5,
     }  # fmt: skip
+
+
+def test_a_limit_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="must be positive"):
+        Budget(parameters=float("nan"), steps=1)

@@ -189,7 +189,7 @@ def test_two_processes_cannot_train_into_one_file(tmp_path):
 def test_an_interrupt_says_where_the_run_stands(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt), _checkpoint(tmp_path):
         raise KeyboardInterrupt
-    assert "Nothing was saved yet" in capsys.readouterr().out
+    assert "Nothing of it was saved yet" in capsys.readouterr().out
     checkpoint = _checkpoint(tmp_path)
     checkpoint.save(1500, {}, CPU)
     with pytest.raises(KeyboardInterrupt), checkpoint:

@@ -432,3 +432,14 @@ def test_sample_refuses(denoiser):
         diffusion.sample(denoiser, torch.arange(2), noise=torch.zeros(3, 3, 32, 32))
     with pytest.raises(ValueError, match="prediction"):
         diffusion.Denoiser(denoiser.net, "velocity")
+
+
+def test_levels_that_do_not_fall_to_zero_and_labels_out_of_range_are_refused():
+    denoiser, labels = diffusion.Denoiser(UNet((8, 8, 8))), torch.tensor([1, 2])
+    sigmas = diffusion.karras_sigmas(2)
+    for bad in (sigmas[:-1], sigmas.flip(0), sigmas[-1:]):
+        with pytest.raises(ValueError, match="sigmas must fall"):
+            diffusion.sample(denoiser, labels, sigmas=bad)
+    for bad in (-1, 101):
+        with pytest.raises(ValueError, match="labels must be in 0…99"):
+            diffusion.sample(denoiser, torch.tensor([bad]), sigmas=sigmas)

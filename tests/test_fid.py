@@ -282,3 +282,9 @@ def test_the_network_sees_pixels_less_128_over_128(tmp_path, monkeypatch, name):
     pixels = torch.tensor([0.0, 128.0, 255.0]).view(1, 3, 1, 1)
     expected = whole.layers(torch.tensor([-1.0, 0.0, 127 / 128]).view(1, 3, 1, 1)).flatten(1)
     torch.testing.assert_close(fid.load_network(tmp_path)(pixels), expected)
+
+
+def test_images_of_another_shape_are_refused(network):
+    for shape in ((4, 32, 32, 3), (4, 1, 32, 32), (3, 32, 32)):
+        with pytest.raises(ValueError, match=r"expected images \(N, 3, H, W\)"):
+            fid.features(torch.zeros(shape, dtype=torch.uint8), network)

@@ -226,3 +226,11 @@ def test_psnr():
     black, near = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     near[1] += 51
     assert interpolation.psnr(black, near).tolist() == pytest.approx([78.13, 20 * 0.69897], abs=0.01)
+
+
+@pytest.mark.parametrize("way", [interpolation.slerp, interpolation.lerp, interpolation.switch])
+def test_ways_refuse_two_shapes(way):
+    with pytest.raises(ValueError, match="two tensors of one shape"):
+        way(torch.zeros(2, 3), torch.zeros(1, 3), 0.5)
+    with pytest.raises(ValueError, match="two tensors of one shape"):
+        interpolation.psnr(torch.zeros(2, 3), torch.zeros(1, 3))

@@ -360,3 +360,37 @@ def test_a_notebook_becomes_a_python_script(path, tmp_path):
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "script", "--output-dir", tmp_path, path]
     subprocess.run(command, check=True, capture_output=True)
     compile((tmp_path / f"{path.stem}.py").read_text(encoding="utf-8"), path.stem, "exec")
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_another_base_gets_another_neon_and_who_does_not_train_sees_the_net_that_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA", "demo")
+    cells = code(NOTEBOOKS[1])
+    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("if trained:"))
+    changes = {"RUNS": str(tmp_path), "MEASURE": "no", "STEPS": 3, "NEON_STEPS": 1, "HELD_OUT": 60}
+    run(NOTEBOOKS[1], cells[: end + 1], **changes)
+    for path in tmp_path.rglob("*.ckpt"):
+        if files.load_tensors(path.read_bytes().partition(b"\n")[2], path.name)["step"] == 2:
+            path.unlink()  # the base, as its message advises; then it comes out another
+    monkeypatch.setattr(diffusion, "SIGMA_DATA", 0.4)
+    kernel = run(NOTEBOOKS[1], cells[: end + 1], **changes)
+    assert len(list(tmp_path.rglob("*.ckpt"))) == 3
+    pairs = zip(kernel["base"].parameters(), kernel["worse"].parameters(), strict=True)
+    assert sum(float((a - b).square().sum()) for a, b in pairs) < 0.01
+    kernel = run(NOTEBOOKS[1], cells[: end + 1], **changes | {"TRAIN": "no", "HELD_OUT": 500, "NETWORK": "plain"})
+    assert kernel["HELD_OUT"] == 60
+    assert type(kernel["net"]) is type(kernel["denoiser"].net)
+
+
+def test_two_cards_of_different_experiments_are_not_shown_as_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA", "demo")
+    monkeypatch.setenv("TRAIN", "no")
+    for name in ("classifier_paper", "classifier_best"):
+        card = results.load_card(name) | ({"steps": 3} if name == "classifier_paper" else {})
+        (tmp_path / "demo").mkdir(exist_ok=True)
+        shutil.copy(results.WEIGHTS / f"{name}.pt", tmp_path / "demo")
+        results.save_card(name, card, tmp_path / "demo")
+    definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def train(", "def train_and_save", RUNS=str(tmp_path))
+    assert "not one experiment" in capsys.readouterr().out

@@ -145,3 +145,17 @@ def test_shipped_weights_load_and_keep_within_their_budget(name):
 
 def test_the_shipped_network_is_the_default_one():
     assert results.load_weights("diffusion", diffusion.Denoiser(unet.UNet()))["settings"]["network"] == "looped"
+
+
+def test_json_that_is_no_card_of_this_name_is_refused_and_written_over(tmp_path):
+    net = torch.nn.Linear(2, 1)
+    for text in ("[]", "{}", '{"name": "other"}'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(DataError, match="run.json .* is damaged"):
+            results.load_card("run", tmp_path)
+        assert results.save_weights("run", net, {"steps": 1}, tmp_path)["sha256"] == results.fingerprint(net)
+    assert results.load_weights("run", net, tmp_path)["steps"] == 1
+    results.save_card("study", {"x": np.arange(3)}, tmp_path)
+    assert results.load_card("study", tmp_path)["x"] == [0, 1, 2]
+    with pytest.raises(DataError, match="study.pt is missing or damaged"):
+        results.load_weights("study", net, tmp_path)

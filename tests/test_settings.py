@@ -64,3 +64,16 @@ def test_what_would_be_obeyed_in_silence_and_mean_nothing_is_refused(bad):
 )  # fmt: skip
 def test_wanted(choice, kind, demo, expected):
     assert settings.wanted(choice, torch.device(kind), demo=demo) is expected
+
+
+def test_numbers_of_numpys_become_pythons():
+    values = {"SEED": np.int64(3), "SAMPLE_SEEDS": [np.int32(1)], "LR": np.float64(0.5)}
+    settings.check(values)
+    assert [type(value) for value in (values["SEED"], values["SAMPLE_SEEDS"][0], values["LR"])] == [int, int, float]
+
+
+def test_multiples_and_homes_that_are_not_there():
+    with pytest.raises(ValueError, match="WIDTHS must be a multiple of 8, at least 8 and at most 1,024, got 12"):
+        settings.check({"WIDTHS": (12, 16, 16)})
+    with pytest.raises(ValueError, match="RUNS names a home folder that is not there"):
+        settings.check({"RUNS": "~nosuchuser/x"})

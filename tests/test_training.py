@@ -266,3 +266,11 @@ def test_tf32_is_allowed_or_not():
         training.allow_tf32(allowed)
         assert torch.get_float32_matmul_precision() == said
         assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_what_trained_a_run_is_noted_with_it_and_kept_by_a_finished_one(tmp_path):
+    for precision in ("bfloat16", "float32"):
+        with _run(tmp_path, about={"precision": precision}) as run:
+            for _ in run:
+                run.log(loss=1.0)
+        assert run.made["precision"] == "bfloat16"
