@@ -131,7 +131,7 @@ def notebook_2():
         f"cost {fewer['fid'] - default['fid']:.2f} points and nearly double KID",
         f"{more['evaluations']} evaluations, gain {default['fid'] - more['fid']:.2f}",
         f"costs variety (recall {everywhere['recall']:.3f}) and {everywhere['evaluations']} evaluations",
-        f"gives some of it back ({above['recall']:.3f}) at the price of precision ({above['precision']:.3f})",
+        f"gives variety (recall {above['recall']:.3f}) for precision ({above['precision']:.3f})",
         f"reads {default['fid'] - rows[20, 3.0, 1.0]['fid']:.1f} lower here and covers less (recall "
         f"{rows[20, 3.0, 1.0]['recall']:.3f})",
         f"({plain['rows']['our recipe, no guidance']['fid']:.2f} to {plain['rows']['our recipe']['fid']:.2f})",
