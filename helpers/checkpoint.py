@@ -23,9 +23,9 @@ class Checkpoint:
     """The state of a run in one file: written atomically, verified by SHA-256, tied to the run's settings.
 
     parts: anything with `state_dict` and `load_state_dict`. about: what else to note of each save, beside where it was
-    made; it may change when a run goes on. The settings' fingerprint is part of the file name, so
-    a run with other settings never meets, and never overwrites, this one. Since every random number of a step comes
-    from (seed, step), see `batches.seed_step`, a resumed run equals one that never stopped, bit for bit.
+    made; it may change when a run goes on. The settings' fingerprint is part of the file name, so a run with other
+    settings never meets, and never overwrites, this one. Since every random number of a step comes from (seed, step),
+    see `batches.seed_step`, a resumed run equals one that never stopped, bit for bit.
 
     Inside the `with`, no other process can train into the same file (TrainingError there); a keyboard interrupt says
     where the run stands; running out of memory becomes a TrainingError with advice.

@@ -21,13 +21,13 @@ def settings_cell(path):
     return cell
 
 
-def run(path, cells, **changes):
-    """Execute cells with the settings nbmake mocks, and further changes to them; returns the kernel's names."""
+def run(path, cells, mocked=True, **changes):
+    """Execute cells with the settings nbmake mocks, if wanted, and further changes; returns the kernel's names."""
     settings, kernel = settings_cell(path), {"__name__": "__main__"}
     for cell in cells:
         exec(compile(cell["source"], path.name, "exec"), kernel)
         if cell == settings:
-            kernel |= settings["metadata"]["nbmake"]["mock"] | changes
+            kernel |= (settings["metadata"]["nbmake"]["mock"] if mocked else {}) | changes
     plt.close("all")
     return kernel
 

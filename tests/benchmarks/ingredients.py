@@ -16,7 +16,7 @@ import torch
 
 from helpers import batches, diffusion, fid, results, training
 from helpers.files import DataError
-from tests.pages import NOTEBOOKS, code
+from tests.pages import NOTEBOOKS, definitions
 
 ADAM = {"optimizer": "adam"}
 BARE = ADAM | {"prediction": "epsilon", "lr": 0.001, "lr_decay": 0.0, "ema_decay": 0.0, "label_dropout": 0.0}
@@ -32,21 +32,15 @@ VARIANTS = {
     "bare DDPM, plain network": BARE | {"network": "plain", "widths": [32, 72, 96]},
     **{f"P_MEAN {mean}": {"p_mean": mean} for mean in (-0.8, -0.4)},
 }
-CELLS = ["import os\n", "from functools", 'DATA = "official"', "DATA, DATA_ROOT", "images, labels = (part",
-         "def build(", "recipe = ", "def train(", "def classes_of("]  # fmt: skip
 
 
 def notebook(**changes) -> dict:
-    """Notebook 2's names after the cells that this study needs, with other settings."""
-    names = {"display": lambda figure: None}
-    for start in CELLS:
-        (source,) = (cell["source"] for cell in code(NOTEBOOKS[1]) if cell["source"].startswith(start))
-        exec(source, names)
-        if "PARAMETER_LIMIT = " in source:
-            names |= changes
-    names["sampling"] = {"sigmas": diffusion.karras_sigmas(names["SAMPLER_STEPS"]), "guidance": names["GUIDANCE"],
-                         "interval": names["GUIDANCE_INTERVAL"]}  # fmt: skip
-    return names
+    """Notebook 2's names after the cells that this study needs, at full size but for these changes."""
+    starts = "images, labels = (part", "def build(", "recipe = ", "def train(", "def classes_of("
+    page = definitions(NOTEBOOKS[1], *starts, mocked=False, **changes)
+    page["sampling"] = {"sigmas": diffusion.karras_sigmas(page["SAMPLER_STEPS"]), "guidance": page["GUIDANCE"],
+                        "interval": page["GUIDANCE_INTERVAL"]}  # fmt: skip
+    return page
 
 
 @torch.no_grad()
