@@ -43,6 +43,25 @@ def batch(images: Tensor, labels: Tensor, batch_size: int, seed: int, step: int)
     return images[index], labels[index]
 
 
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images in 0…255 -> float32 in [-1, 1]. Raises TypeError: floats in 0…1 would silently train nonsense."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass what `data.cifar100` returns")
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """float images -> uint8; values outside [-1, 1] are clipped.
+
+    Raises TypeError for other types, ValueError for NaN, which has no byte.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"expected float images in -1…1, got {x.dtype}")
+    if x.isnan().any():
+        raise ValueError("the images hold NaN: the weights or the noise they come from are not finite")
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def normalise(images: Tensor) -> Tensor:
     """uint8 AddNIST images (B, 3, 28, 28) -> float32, normalised like the official files. Raises TypeError."""
     if images.dtype != torch.uint8:

@@ -60,8 +60,8 @@ class Checkpoint:
         no_memory = ("can't allocate memory", "MPS backend out of memory")
         if isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in no_memory):
             batch = json.loads(self.settings).get("batch", 2)
-            raise TrainingError(f"out of memory at batch {batch}{_gpu_memory()}: set BATCH to {batch // 2} or less, "
-                                "or close what else uses the memory.") from error  # fmt: skip
+            raise TrainingError(f"out of memory at batch {batch}{_gpu_memory()}: set BATCH to {batch // 2} or "
+                                "less, which begins anew, or close what else uses the memory.") from error  # fmt: skip
 
     def save(self, step: int, history: dict[str, Tensor], device: torch.device) -> None:
         """Write every part, what was logged, and where and by what code this was made. Raises DataError."""

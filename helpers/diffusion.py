@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helpers.batches import generator
+from helpers.batches import generator, to_float, to_uint8
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
 
@@ -51,8 +51,8 @@ def karras_sigmas(steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 
 
     Source: Karras et al. 2022, equation 5.
     """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}")
+    if steps < 2 or not 0 < sigma_min < sigma_max:
+        raise ValueError(f"expected steps from 2 and 0 < sigma_min < sigma_max, got {steps}, {sigma_min}, {sigma_max}")
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     levels = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
@@ -110,20 +110,6 @@ class Denoiser(nn.Module):
         return (torch.randn(count, device=device) * std + mean).exp()
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images in 0…255 -> float32 in [-1, 1]. Raises TypeError: floats in 0…1 would silently train nonsense."""
-    if images.dtype != torch.uint8:
-        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass what `data.cifar100` returns")
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """float images -> uint8; values outside [-1, 1] are clipped. Raises ValueError for NaN, which has no byte."""
-    if x.isnan().any():
-        raise ValueError("the images hold NaN: the weights or the noise they come from are not finite")
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 def loss(denoiser: Denoiser, images: Tensor, labels: Tensor, sigma: Tensor, *, label_dropout: float = 0.0) -> Tensor:
     """Training loss of each image (B,); average it to train.
 
@@ -159,6 +145,8 @@ def guided(
     scale 1 is the plain conditional model; larger trades variety for fidelity. Outside `interval` of noise levels
     the guidance is off (Kynkäänniemi et al. 2024), which also saves the second evaluation.
     """
+    if interval[0] > interval[1]:
+        raise ValueError(f"interval must be (low, high), got {interval}")
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         conditional = denoiser(x, sigma, labels)
@@ -230,6 +218,17 @@ def starting_noise(count: int, seed: int, size: int = 32) -> Tensor:
     return _randn([generator(2 * seed, i) for i in range(count)], size)
 
 
+def checked_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:
+    """The labels of one or more images: int (B,) in 0…classes, or embeddings float (B, E). Raises ValueError."""
+    labels, classes = torch.as_tensor(labels), denoiser.net.classes
+    embeddings = labels.is_floating_point()
+    if labels.ndim != 1 + embeddings or len(labels) == 0 or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be int (B,) or float (B, E), got {labels.dtype} {tuple(labels.shape)}")
+    if not embeddings and not ((labels >= 0) & (labels <= classes)).all():
+        raise ValueError(f"labels must be in 0…{classes - 1} ({classes}: of any class)")
+    return labels
+
+
 def _randn(generators: list[torch.Generator], size: int) -> Tensor:
     return torch.stack([torch.randn(3, size, size, generator=g) for g in generators])
 
@@ -256,14 +255,13 @@ def sample(
     interval: see `guided`. progress(done, total) is called after every batch. Image i is the same whatever the batch
     size, up to rounding.
     """
-    if noise is not None and len(noise) != len(labels):
-        raise ValueError(f"{len(noise)} noises for {len(labels)} labels: give one each")
-    sigmas = karras_sigmas() if sigmas is None else sigmas
-    if len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
-        raise ValueError("sigmas must fall from level to level, and end in 0")
-    if not labels.is_floating_point() and not ((labels >= 0) & (labels <= denoiser.net.classes)).all():
-        raise ValueError(f"labels must be in 0…{denoiser.net.classes - 1} ({denoiser.net.classes}: of any class)")
-    noise = starting_noise(len(labels), seed) if noise is None else noise
+    labels = checked_labels(denoiser, labels)
+    noise = starting_noise(len(labels), seed) if noise is None else torch.as_tensor(noise)
+    if noise.ndim != 4 or noise.shape[:2] != (len(labels), 3):
+        raise ValueError(f"expected noise ({len(labels)}, 3, H, W), one for each label, got {tuple(noise.shape)}")
+    sigmas = karras_sigmas() if sigmas is None else torch.as_tensor(sigmas)
+    if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
+        raise ValueError("sigmas must be noise levels that fall from one to the next, and end in 0")
     device = next(denoiser.parameters()).device
     images = []
     for start in range(0, len(labels), batch_size):

@@ -77,7 +77,7 @@ def features(
     if not isinstance(images, Tensor):
         raise TypeError(f"expected a tensor, got {type(images).__name__}: pass images through torch.as_tensor")
     if images.dtype != torch.uint8:
-        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through diffusion.to_uint8")
+        raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through batches.to_uint8")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
     network = network or load_network(os.environ.get("DATA_ROOT", "data"), device)

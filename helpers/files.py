@@ -43,8 +43,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise DataError(f"could not write {path.name} ({error.strerror}): free some space or choose another folder. "
-                        "The previous file is untouched.") from error  # fmt: skip
+        raise DataError(f"could not write {path} ({error.strerror}): choose another folder (RUNS, DATA_ROOT) "
+                        "or free some space. The previous file is untouched.") from error  # fmt: skip
     finally:
         with suppress(OSError):
             part.unlink()

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.diffusion import Denoiser, heun_steps, karras_sigmas, sample, to_float
+from helpers.batches import to_float
+from helpers.diffusion import Denoiser, checked_labels, heun_steps, karras_sigmas, sample
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
@@ -20,11 +21,10 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     zero vectors are interpolated linearly; antipodal ones turn about a fixed perpendicular axis. Computed in
     float64, returned in a's dtype.
     """
-    _one_shape(a, b)
-    samples = 1 if a.ndim <= 1 else len(a)
+    t = _checked(a, b, t)
     # On the CPU: Apple's GPUs have no float64.
-    u, v = (x.cpu().double().reshape(samples, -1) for x in (a, b))
-    t = torch.as_tensor(t, device="cpu").double().expand(samples)[:, None]  # (B, 1)
+    u, v = (x.cpu().double().reshape(1 if a.ndim <= 1 else len(x), -1) for x in (a, b))
+    t = t.cpu().double().expand(len(u))[:, None]  # (B, 1)
     norm_u, norm_v = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
     scale = (norm_u * norm_v).clamp_min(torch.finfo(torch.float64).tiny)
     cosine = ((u * v).sum(dim=1, keepdim=True) / scale).clamp(-1, 1)
@@ -49,23 +49,30 @@ def _perpendicular(u: Tensor) -> Tensor:
     return rest / rest.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
 
-def _one_shape(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape:
-        raise ValueError(f"expected two tensors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+def _checked(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+    """t as a tensor () or (samples,); ValueError where a way has not two ends of one shape, or t another."""
+    if a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
+        raise ValueError("expected two float tensors of one shape, got "
+                         f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}")  # fmt: skip
+    t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+    if t.ndim and t.shape != (1 if a.ndim <= 1 else len(a),):
+        raise ValueError(f"expected a position, or one for each of {len(a)} samples, got {tuple(t.shape)}")
+    return t
+
+
+def _over_samples(t: Tensor, a: Tensor) -> Tensor:
+    t = t.to(a.dtype).to(a.device)
+    return t.view(-1, *[1] * (a.ndim - 1)) if t.ndim else t
 
 
 def lerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """Straight-line interpolation; arguments as in `slerp`. Between two independent noises it loses norm."""
-    _one_shape(a, b)
-    t = torch.as_tensor(t, dtype=a.dtype, device=a.device)
-    return torch.lerp(a, b, t.view(-1, *[1] * (a.ndim - 1)) if t.ndim else t)
+    return torch.lerp(a, b, _over_samples(_checked(a, b, t), a))
 
 
 def switch(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """No interpolation at all: a up to the middle, b from there on; arguments as in `slerp`."""
-    _one_shape(a, b)
-    t = torch.as_tensor(t, device=a.device)
-    return torch.where((t.view(-1, *[1] * (a.ndim - 1)) if t.ndim else t) < 0.5, a, b)
+    return torch.where(_over_samples(_checked(a, b, t), a) < 0.5, a, b)
 
 
 @torch.no_grad()
@@ -91,8 +98,12 @@ def between(
     frame, or in each frame another (fresh_noise).
     Returns uint8 (F, P, 3, 32, 32).
     """
+    positions = torch.as_tensor(positions)
+    if positions.ndim not in (1, 2) or len(positions) == 0:
+        raise ValueError(f"positions must be (F,) or (F, P), got {tuple(positions.shape)}")
     device = next(denoiser.parameters()).device
-    start, end = (denoiser.net.class_embedding(label.to(device)).cpu() for label in labels)  # (P, E)
+    ends = (checked_labels(denoiser, of).to(device) for of in labels)
+    start, end = (denoiser.net.class_embedding(of).cpu() for of in ends)  # (P, E)
     frames = []
     for i, t in enumerate(positions):
         own = seed + i if fresh_noise else seed
@@ -111,7 +122,9 @@ def invert(denoiser: Denoiser, images: Tensor, labels: Tensor, sigmas: Tensor | 
     """
     device = next(denoiser.parameters()).device
     upwards = (karras_sigmas() if sigmas is None else sigmas)[:-1].flip(0)  # without 0: there x is the image
-    labels = labels.to(device)
+    if len(upwards) < 2 or upwards[0] <= 0 or not (upwards.diff() > 0).all():
+        raise ValueError("sigmas must be noise levels that fall, at least two, and end in 0")
+    labels = checked_labels(denoiser, labels).to(device)
     steps = heun_steps(lambda x, sigma: denoiser(x, sigma, labels), to_float(images).to(device), upwards)
     return deque(steps, maxlen=1).pop()[0].cpu() / float(upwards[-1])
 
@@ -130,13 +143,14 @@ def smoothness(points: Tensor, every: tuple[int, ...] = (1,)) -> dict[str, dict 
     """How smooth paths are, as means and standard deviations over them: float (F, P, D) -> for a result card.
 
     "length": by number of frames (all of them, or every second, …, as `every` says), the sum of `step_lengths`;
-    "unevenness": the `roughness` with as many frames as the first of `every` leaves.
+    "each": the length of each path with all frames, to compare ways pair by pair; "unevenness": the `roughness` with
+    as many frames as the first of `every` leaves.
     """
     steps = {len(points[::stride]): step_lengths(points[::stride]) for stride in every}
     lengths = {count: lengths.sum(dim=0) for count, lengths in steps.items()}
     uneven = roughness(next(iter(steps.values())))
     return {"length": {count: [of.mean(), of.std()] for count, of in lengths.items()},
-            "unevenness": [uneven.mean(), uneven.std()]}  # fmt: skip
+            "each": step_lengths(points).sum(dim=0), "unevenness": [uneven.mean(), uneven.std()]}  # fmt: skip
 
 
 def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
@@ -157,6 +171,7 @@ def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
 
 def psnr(images_a: Tensor, images_b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each pair of uint8 images (N, …) -> float (N,), at most 78 (where equal)."""
-    _one_shape(images_a, images_b)
+    if images_a.shape != images_b.shape or not images_a.dtype == images_b.dtype == torch.uint8:
+        raise ValueError("expected two tensors of uint8 images, of one shape")
     error = (images_a.float() - images_b.float()).square().flatten(1).mean(dim=1).clamp_min(1e-3)
     return 10 * (255**2 / error).log10()

@@ -103,6 +103,8 @@ def image_grid(
     column_titles: list[str] | None = None, row_titles: list[str] | None = None, inch: float = 0.75,
 ) -> Figure:  # fmt: skip
     """uint8 images (N, 3, H, W), row by row; captions one an image, titles one a column or row."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"expected images uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     rows = -(-len(images) // columns)
     room = 0.32 if captions else 0.03
     size = (columns * inch + (1.1 if row_titles else 0), rows * (inch + room) + (0.4 if title or column_titles else 0))
@@ -126,8 +128,8 @@ def image_grid(
     return figure
 
 
-def animation(frames: Tensor, columns: int, *, zoom: int = 3, seconds: float = 0.15) -> Image:
-    """Frames uint8 (F, N, 3, H, W), N images side by side in rows of `columns`, played there and back for ever.
+def animation(frames: Tensor, columns: int) -> Image:
+    """Frames uint8 (F, N, 3, H, W), N images side by side in rows of `columns`, played there and back, 3 times larger.
 
     An animated PNG: browsers play it without any program, and where it does not play it shows the first frame.
     """
@@ -135,10 +137,10 @@ def animation(frames: Tensor, columns: int, *, zoom: int = 3, seconds: float = 0
     white = frames.new_full((len(frames), -count % columns, 3, height, width), 255)
     tiles = torch.cat([frames, white], dim=1).unflatten(1, (-1, columns))  # (F, rows, columns, 3, H, W)
     sheets = tiles.permute(0, 1, 4, 2, 5, 3).reshape(len(frames), -1, columns * width, 3)
-    sheets = sheets.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
+    sheets = sheets.repeat_interleave(3, dim=1).repeat_interleave(3, dim=2)
     pages = [PIL.Image.fromarray(sheet.numpy()) for sheet in torch.cat([sheets, sheets[1:-1].flip(0)])]
     buffer = io.BytesIO()
-    pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=int(1000 * seconds), loop=0)
+    pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=150, loop=0)  # ms a frame
     return Image(buffer.getvalue(), format="png")
 
 
@@ -201,9 +203,8 @@ def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
 
 
 def bars(
-    values: dict[str, float], *, title: str, form: str = ".2f", ours: set[str] | None = None,
-    spread: dict[str, float] | None = None,
-) -> Figure:  # fmt: skip
+    values: dict[str, float], *, title: str, ours: set[str] | None = None, spread: dict[str, float] | None = None
+) -> Figure:
     """A horizontal bar a value, its figure beside it; grey where it is not among `ours`; spread: ± whiskers."""
     figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(values) < 9 else 0.22) * len(values)))
     axis, names = axes[0][0], list(values)
@@ -211,7 +212,7 @@ def bars(
     shades = [BLUE if ours is None or name in ours else GREY for name in names]
     axis.barh(names, values.values(), xerr=errors, color=shades, ecolor=INK, height=0.6)
     for row, name in enumerate(names):
-        axis.text(values[name] + errors[row], row, f"  {values[name]:{form}}", va="center")
+        axis.text(values[name] + errors[row], row, f"  {values[name]:.2f}", va="center")
     axis.invert_yaxis()
     axis.set_xlim(0, max(values[name] + error for name, error in zip(names, errors, strict=True)) * 1.18)
     axis.set_title(title)

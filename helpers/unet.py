@@ -142,10 +142,12 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
-        if labels.is_floating_point() and labels.shape != (len(x), self.class_embedding.embedding_dim):
-            raise ValueError(f"expected labels int64 ({len(x)},) or class embeddings float "
-                             f"({len(x)}, {self.class_embedding.embedding_dim}), got {labels.dtype} "
-                             f"{tuple(labels.shape)}")  # fmt: skip
+        multiple, width = 2 ** (len(self.widths) - 1), self.class_embedding.embedding_dim
+        if x.ndim != 4 or x.shape[1] != 3 or any(side % multiple for side in x.shape[2:]):
+            raise ValueError(f"expected images (B, 3, H, W), H and W multiples of {multiple}, got {tuple(x.shape)}")
+        if labels.shape != ((len(x), width) if labels.is_floating_point() else (len(x),)):
+            raise ValueError(f"expected labels int64 ({len(x)},) or class embeddings float ({len(x)}, {width}), got "
+                             f"{labels.dtype} {tuple(labels.shape)}")  # fmt: skip
         x, noise = (part.to(self.stem.weight.dtype) for part in (x, noise))
         # Embeddings.
         angles = noise[:, None] * self.frequencies  # (B, 32)

@@ -428,18 +428,31 @@ def test_the_shipped_weights_draw_what_they_drew(name):
 
 
 def test_sample_refuses(denoiser):
-    with pytest.raises(ValueError, match="one each"):
-        diffusion.sample(denoiser, torch.arange(2), noise=torch.zeros(3, 3, 32, 32))
     with pytest.raises(ValueError, match="prediction"):
         diffusion.Denoiser(denoiser.net, "velocity")
 
 
-def test_levels_that_do_not_fall_to_zero_and_labels_out_of_range_are_refused():
-    denoiser, labels = diffusion.Denoiser(UNet((8, 8, 8))), torch.tensor([1, 2])
-    sigmas = diffusion.karras_sigmas(2)
-    for bad in (sigmas[:-1], sigmas.flip(0), sigmas[-1:]):
-        with pytest.raises(ValueError, match="sigmas must fall"):
-            diffusion.sample(denoiser, labels, sigmas=bad)
-    for bad in (-1, 101):
-        with pytest.raises(ValueError, match="labels must be in 0…99"):
-            diffusion.sample(denoiser, torch.tensor([bad]), sigmas=sigmas)
+def test_what_would_be_misread_is_refused_in_words_and_what_is_plain_is_taken():
+    denoiser, fall = diffusion.Denoiser(UNet((8, 8, 8))), diffusion.karras_sigmas(2)
+    level = "sigmas must be noise levels that fall"
+    refused = {
+        "labels must be in 0…99": [{"labels": [-1]}, {"labels": torch.tensor([101])}],
+        r"labels must be int \(B,\) or float \(B, E\)": [
+            {"labels": labels} for labels in ([], 3, torch.tensor([True]), torch.zeros(2, 2, dtype=torch.int64))
+        ],
+        r"expected noise \(1, 3, H, W\)": [{"noise": torch.zeros(3, 3, 32, 32)}, {"noise": torch.zeros(1, 1, 32, 32)}],
+        level: [{"sigmas": sigmas} for sigmas in (fall[:-1], fall.flip(0), fall[-1:], 20, fall * torch.nan)],
+        r"interval must be \(low, high\)": [{"guidance": 2.0, "interval": (6.0, 0.05)}],
+        "multiples of 4": [{"noise": torch.zeros(1, 3, 30, 32)}],
+    }
+    for said, options in refused.items():
+        for bad in options:
+            with pytest.raises(ValueError, match=said):
+                diffusion.sample(denoiser, **{"labels": [1], "sigmas": fall} | bad)
+    for bad in ({"steps": 1}, {"sigma_min": 0.0}, {"sigma_min": 80.0, "sigma_max": 0.002}):
+        with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
+            diffusion.karras_sigmas(**bad)
+    with pytest.raises(TypeError, match="expected float images"):
+        diffusion.to_uint8(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    plain = diffusion.sample(denoiser, [1, 2], noise=diffusion.starting_noise(2, 0).numpy(), sigmas=fall.tolist())
+    assert torch.equal(plain, diffusion.sample(denoiser, torch.tensor([1, 2]), seed=0, sigmas=fall))

@@ -113,7 +113,7 @@ def test_nothing_but_the_whole_file_is_ever_in_its_place(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(files.DataError, match="No space left on device.*free some space or choose another folder"):
+    with pytest.raises(files.DataError, match="No space left on device.*choose another folder .*or free some space"):
         files.write_atomically(target, b"second")
     assert target.read_bytes() == b"first"
     assert [path.name for path in target.parent.iterdir()] == ["file"]

@@ -74,11 +74,6 @@ def test_continuity_also_next_to_the_special_cases(pair):
     assert float(steps.max() / steps.mean()) < 1.5
 
 
-def test_refuses_two_shapes():
-    with pytest.raises(ValueError, match="one shape"):
-        slerp(torch.zeros(2, 3), torch.zeros(3, 2), 0.5)
-
-
 @pytest.mark.parametrize("way", [slerp, interpolation.lerp, interpolation.switch])
 def test_ways_take_one_position_a_sample(pair, way):
     a, b = pair
@@ -219,6 +214,7 @@ def test_smoothness_of_paths_whose_lengths_are_known():
         3: [3.0, pytest.approx(2**0.5)],  # 2 and 4
         2: [2.0, pytest.approx(8**0.5)],  # 0 and 4
     }
+    assert found["each"].tolist() == [2.0, 4.0]
     assert [float(v) for v in found["unevenness"]] == [1.25, pytest.approx(0.125**0.5)]  # 1, and 3 over 2
 
 
@@ -229,8 +225,31 @@ def test_psnr():
 
 
 @pytest.mark.parametrize("way", [interpolation.slerp, interpolation.lerp, interpolation.switch])
-def test_ways_refuse_two_shapes(way):
-    with pytest.raises(ValueError, match="two tensors of one shape"):
-        way(torch.zeros(2, 3), torch.zeros(1, 3), 0.5)
-    with pytest.raises(ValueError, match="two tensors of one shape"):
-        interpolation.psnr(torch.zeros(2, 3), torch.zeros(1, 3))
+def test_ways_refuse_what_has_no_way(way):
+    whole = torch.zeros(2, 3, dtype=torch.int64)
+    for a, b in ((torch.zeros(2, 3), torch.zeros(1, 3)), (torch.zeros(2, 3), torch.zeros(3, 2)), (whole, whole)):
+        with pytest.raises(ValueError, match="two float tensors of one shape"):
+            way(a, b, 0.5)
+    for t in (torch.zeros(3), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match="a position, or one for each of 2 samples"):
+            way(torch.zeros(2, 3), torch.ones(2, 3), t)
+
+
+def test_between_invert_and_psnr_refuse_what_they_would_misread():
+    denoiser, noises = diffusion.Denoiser(UNet((8, 8, 8))), [diffusion.starting_noise(2, seed) for seed in (0, 1)]
+    images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([1, 2])
+    for positions in (torch.tensor(0.5), [], torch.zeros(2, 2, 2)):
+        with pytest.raises(ValueError, match=r"positions must be \(F,\) or \(F, P\)"):
+            interpolation.between(denoiser, (labels, labels), noises, positions)
+    with pytest.raises(ValueError, match="labels must be in 0…99"):
+        interpolation.between(denoiser, (labels, [1, 200]), noises, [0.5])
+    with pytest.raises(ValueError, match="labels must be in 0…99"):
+        interpolation.invert(denoiser, images, [1, 200])
+    with pytest.raises(ValueError, match=r"labels int64 \(2,\)"):  # one label would be that of both
+        interpolation.invert(denoiser, images, labels[:1], diffusion.karras_sigmas(2))
+    for sigmas in (torch.tensor([80.0, 0.0]), diffusion.karras_sigmas(3).flip(0)):
+        with pytest.raises(ValueError, match="sigmas must be noise levels that fall"):
+            interpolation.invert(denoiser, images, labels, sigmas)
+    for a, b in ((torch.zeros(2, 3), torch.zeros(2, 3)), (images, images[:1])):
+        with pytest.raises(ValueError, match="two tensors of uint8 images"):
+            interpolation.psnr(a, b)

@@ -21,9 +21,15 @@ def test_image_grid_shows_every_image_in_its_place():
     assert not figure.axes[5].images
 
 
+def test_image_grid_refuses_floats_which_it_would_show_in_other_colours():
+    for images in (torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"expected images uint8 \(N, 3, H, W\)"):
+            plots.image_grid(images, 2)
+
+
 def test_animation_goes_there_and_back():
     frames = torch.arange(4, dtype=torch.uint8)[:, None, None, None, None].expand(4, 3, 3, 2, 2) * 50
-    with PIL.Image.open(io.BytesIO(plots.animation(frames, 2, zoom=3).data)) as picture:
+    with PIL.Image.open(io.BytesIO(plots.animation(frames, 2).data)) as picture:
         assert picture.size == (12, 12)
         assert picture.n_frames == 6
         seen = []

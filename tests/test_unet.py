@@ -119,11 +119,17 @@ def test_the_norm_compiled_for_a_gpu_is_torchs_own(monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([8.0]), torch.zeros(3), torch.zeros(128), torch.zeros(3, 127)])
-def test_float_labels_that_are_no_embeddings_are_refused(labels):
+@pytest.mark.parametrize("labels", [torch.tensor([8.0]), torch.tensor([8]), torch.zeros(128), torch.zeros(3, 127)])
+def test_labels_that_would_serve_several_images_are_refused(labels):
     x, noise, _ = _inputs()
     with pytest.raises(ValueError, match=r"int64 \(3,\) or class embeddings float \(3, 128\)"):
         unet.UNet((8, 16), (1, 1), 5)(x, noise, labels)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 30, 32)])
+def test_images_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected images \(B, 3, H, W\), H and W multiples of 4"):
+        unet.UNet((8, 8, 8))(torch.zeros(shape), torch.zeros(shape[0]), torch.zeros(shape[0], dtype=torch.int64))
 
 
 def test_widths_that_the_norms_cannot_divide_are_refused():
