@@ -78,9 +78,9 @@ class Checkpoint:
     def resume(self) -> tuple[int, dict[str, Tensor]]:
         """Load every part and return (steps done, what was logged), or (0, {}) when no checkpoint exists.
 
-        Says from where it goes on, and whether the helpers' code has changed since. A run that began without a
-        GradScaler and goes on with one (another card) gets a fresh one. Raises DataError when the file is damaged,
-        TrainingError when it belongs to other settings or to other shapes; nothing is changed then.
+        Says from where it goes on, or that it is finished, and whether the helpers' code has changed since. A run that
+        began without a GradScaler and goes on with one (another card) gets a fresh one. Raises DataError when the file
+        is damaged, TrainingError when it belongs to other settings or to other shapes; nothing is changed then.
         """
         if not self.path.exists():
             return 0, {}
@@ -104,7 +104,9 @@ class Checkpoint:
         self.saved, self.made = state["step"], state["made"]
         changed = "; the code in helpers/ has changed since" if state["code"] != _code() else ""
         made = f"{self.made['date']}, {self.made['device']}"
-        print(f"{self.path.name} ({made}) goes on after step {self.saved:,}{changed}. To train anew, delete it.")
+        done = self.saved == json.loads(self.settings).get("steps")
+        stands = "is finished" if done else f"goes on after step {self.saved:,}"
+        print(f"{self.path.name} ({made}) {stands}{changed}. To train anew, delete it.")
         return self.saved, history
 
 

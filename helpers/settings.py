@@ -86,6 +86,9 @@ def _check_number(
     raise ValueError(f"{name} must be {what}{',' * bool(allowed)}{allowed}, got {number!r}")
 
 
-def wanted(choice: str, device: torch.device, *, demo: bool = False) -> bool:
-    """Whether to do what takes long: "yes", not "no", and "auto" with a GPU, or on the demo data."""
-    return choice == "yes" or (choice == "auto" and (demo or device.type != "cpu"))
+def wanted(choice: str, device: torch.device, *, demo: bool = False, after: str = "auto") -> bool:
+    """Whether to do what takes long: "yes", not "no", and "auto" with a GPU, or on the demo data.
+
+    after: the choice of what comes before it; who says "no" there, gets "no" for "auto".
+    """
+    return choice == "yes" or (choice == "auto" and after != "no" and (demo or device.type != "cpu"))

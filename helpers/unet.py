@@ -36,8 +36,8 @@ class GroupNorm(nn.GroupNorm):
 class Block(nn.Module):
     """Two 3×3 convolutions with a residual path, used `loops` times; noise level and class scale and shift the middle.
 
-    With more than one loop the weights of the convolutions are shared between the turns; each turn owns a gain for what
-    enters and, on each channel, a gain for what it adds.
+    With more than one loop the weights of the convolutions are shared between the turns; each turn owns, on each
+    channel, gains for scale and shift and one for what it adds.
     """
 
     def __init__(self, channels_in: int, channels: int, loops: int = 1):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import batches, data, diffusion
+from helpers import batches, data
 
 
 def test_batch_is_a_function_of_seed_and_step():
@@ -76,11 +76,21 @@ def test_normalise_is_the_official_one():
     assert batches.normalise(images).flatten().tolist() == pytest.approx([-0.1307 / 0.3081, (1 - 0.1307) / 0.3081])
 
 
+def test_pixels_survive_the_round_trip():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(batches.to_uint8(batches.to_float(pixels)), pixels)
+    assert batches.to_uint8(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+    with pytest.raises(ValueError, match="NaN"):
+        batches.to_uint8(torch.tensor([0.0, torch.nan]))
+
+
 def test_floats_are_refused_where_bytes_are_meant():
     with pytest.raises(TypeError, match="uint8"):
         batches.normalise(torch.rand(1, 3, 28, 28))
     with pytest.raises(TypeError, match="uint8"):
-        diffusion.to_float(torch.rand(1, 3, 32, 32))
+        batches.to_float(torch.rand(1, 3, 32, 32))
+    with pytest.raises(TypeError, match="expected float images"):
+        batches.to_uint8(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
 def test_generators_differ_wherever_seed_or_index_do():

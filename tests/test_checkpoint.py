@@ -132,6 +132,10 @@ def test_a_resumed_run_says_when_it_was_made_how_to_train_anew_and_that_the_code
     said = capsys.readouterr().out
     pattern = r"run-\w+\.ckpt \(\d{4}-\d\d-\d\d, .* cpu, .*\) goes on after step 7\. To train anew, delete it\."
     assert re.search(pattern, said)
+    finished = Checkpoint(tmp_path, "whole", {"steps": 7}, net=nn.Linear(2, 2))
+    finished.save(7, {}, CPU)
+    finished.resume()
+    assert re.search(r"whole-\w+\.ckpt \(.*\) is finished\. To train anew, delete it\.", capsys.readouterr().out)
     monkeypatch.setattr(checkpoint, "_code", lambda: "other")
     _checkpoint(tmp_path).resume()
     assert "the code in helpers/ has changed since" in capsys.readouterr().out

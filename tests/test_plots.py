@@ -19,6 +19,9 @@ def test_image_grid_shows_every_image_in_its_place():
         np.testing.assert_array_equal(axis.images[0].get_array(), image.permute(1, 2, 0).numpy())
         assert axis.get_xlabel() == caption
     assert not figure.axes[5].images
+    figure = plots.image_grid(images[:4], 2, column_titles=["left", "right"], row_titles=["above", "below"])
+    assert [axis.get_title() for axis in figure.axes] == ["left", "right", "", ""]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["above", "", "below", ""]
 
 
 def test_image_grid_refuses_floats_which_it_would_show_in_other_colours():
@@ -79,6 +82,16 @@ def test_lines():
     (axis,) = figure.axes
     assert axis.lines[0].get_xydata().tolist() == [[1, 2], [10, 3]]
     assert axis.get_xscale() == "log"
+    assert axis.get_legend() is None
+    two = plots.lines({name: (torch.arange(2.0), torch.arange(2.0)) for name in "ab"}, x="n", y="m", title="t")
+    assert [text.get_text() for text in two.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert two.axes[0].get_xscale() == "linear"
+
+
+def test_long_curves_are_thinned_and_short_ones_whole():
+    for steps, shown in ((1_999, 1_999), (6_000, 2_000)):
+        (axis,) = plots.training_curves({"net": {"loss": torch.rand(steps)}}).axes
+        assert len(axis.lines[0].get_xdata()) == shown
 
 
 def test_as_many_curves_as_there_are_and_none_in_another_s_colour():

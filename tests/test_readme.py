@@ -19,6 +19,13 @@ def prose(notebook):
     return " ".join(" ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").split())
 
 
+def printed(notebook):
+    """What the stored run of a notebook printed, as one line of text."""
+    cells = json.loads(next(ROOT.glob(f"0{notebook}*.ipynb")).read_text(encoding="utf-8"))["cells"]
+    texts = ("".join(output["text"]) for c in cells for output in c.get("outputs", []) if "text" in output)
+    return " ".join(" ".join(texts).split())
+
+
 def over(card, key):
     return [row[key] for row in card["seeds"]]
 
@@ -28,6 +35,9 @@ def readme():
     paper, best, diffusion = (load_card(name) for name in ("classifier_paper", "classifier_best", "diffusion"))
     plain, ddpm = (load_card(name) for name in ("diffusion_plain", "diffusion_paper"))
     paper_tests, tests = (over(card, "test_accuracy") for card in (paper, best))
+    batches = {split: f"{mean(over(best, f'{split}_accuracy')):.3f} ± "
+                      f"{mean(over(best, f'{split}_accuracy_std_over_batches')):.3f}"
+               for split in ("train", "test")}  # fmt: skip
     averaged, metrics = over(best, "test_accuracy_averaged"), diffusion["metrics"]
     assert metrics["n"] == plain["metrics"]["n"] == ddpm["metrics"]["n"] == 10_000
     assert {key for key, value in paper["settings"].items() if value != best["settings"][key]} == {"lr"}  # one recipe
@@ -51,7 +61,7 @@ def readme():
         f"with seed {metrics['seeds'][1]} it is {metrics['fid_by_seed'][1]:.2f}",
         f"({paper['settings']['lr']} and {best['settings']['lr']})",
         f"One run took {mean(over(best, 'seconds')) / 60:.0f} minutes",
-        f"| {mean(over(best, 'train_accuracy')):.4f} and {mean(tests):.4f} ± {stdev(tests):.4f} over seeds |",
+        f"| {batches['train']} and {batches['test']} over batches; test {mean(tests):.4f} ± {stdev(tests):.4f} over ",
         f"refuses more | {paper['parameters']:,} and {best['parameters']:,} |",
         f"means of {best['history']['every']} and {diffusion['history']['every']} steps",
         f"| notebook 2, *Training* | {diffusion['steps']:,} |",
@@ -73,26 +83,33 @@ def notebook_1():
         assert abs(errors[name] - full) < spread[name] + spread["all of them"]
     assert errors["no jitter"] + 2 * spread["no jitter"] < full
     learned = load_card("classifier_learned_sum")
-    assert learned["batch"] == best["settings"]["batch"] / 3
+    assert learned["settings"]["batch"] == best["settings"]["batch"] / 3
+    assert (learned["settings"]["steps"], learned["seeds"]) == (best["steps"], [0])
+    (learned,) = learned["rows"]["learned sum, all steps"]["valid_accuracy"]
     assert 5.5 < mean(over(best, "seconds")) / mean(over(paper, "seconds")) < 6.5  # "six times as long"
     paired = [b - a for a, b in zip(*(load_card("classifier_precision")["rows"][n]["valid_accuracy"]
                                       for n in ("float32", "bfloat16")), strict=True)]  # fmt: skip
-    assert max(paired) < 0.04
-    assert 0.035 < max(map(abs, paired))
-    assert min(paired) < 0
     tests, paper_tests = (mean(over(card, "test_accuracy")) for card in (best, paper))
     coarse = {name: row["valid_accuracy"] for name, row in load_card("classifier_precision")["rows"].items()}
     wrong = [1 - card["seeds"][0]["test_accuracy"] for card in (paper, best)]
     speed = load_card("speed_cuda")["rows"]
     eager, compiled = speed["notebook loop"], speed["notebook loop, compiled"]
     assert compiled["peak_memory_mib"] < eager["peak_memory_mib"] / 2
+    wrong_answers = round(10_000 * wrong[1])
+    digits = re.search(
+        rf"{wrong_answers} wrong answers, {wrong_answers} of them .* (\d+) different digits", printed(1)
+    )[1]
+    steps = [mean(of[i] for of in paper["history"]["accuracy"]) for i in (89, 90)]  # before and after nine tenths
     return [
         f"reads **{tests:.2%}** of the test images rightly, with {best['parameters']:,} parameters",
         f"by our recipe, comes to {paper_tests:.1%}",
-        f"the same reader is at {1 - errors['learned sum']:.0%} after so few steps, and at "
-        f"{learned['valid_accuracy']:.1%} after all",
-        f"{best['parameters']:,} parameters read {tests:.2%} of the images rightly",
-        f"comes to {learned['valid_accuracy']:.1%} (one seed",
+        f"the same reader is at {1 - errors['learned sum']:.0%} after so few steps, and at {learned:.1%} after all",
+        f"{best['parameters']:,} parameters read {tests:.2%} of the test images rightly, and "
+        f"{mean(over(best, 'valid_accuracy')):.1%} of the validation images",
+        f"reads {learned:.1%} (one seed, batches a third",
+        f"bfloat16 is {100 * paired[0]:.1f} points above and {-100 * paired[1]:.1f} and {-100 * paired[2]:.1f} below",
+        f"goes from {steps[0]:.2f} to {steps[1]:.2f}",
+        f"on AddNIST, {digits} of them all {wrong_answers} (first seed)",
         " and ".join(f"{mean(of):.1%} ± {stdev(of):.1%} in {name}".replace("%", "", 1) for name, of in coarse.items()),
         f"which read {best['seeds'][0]['test_accuracy']:.1%} and, the report's, "
         f"{paper['seeds'][0]['test_accuracy']:.1%} of",
@@ -119,8 +136,7 @@ def notebook_2():
     assert default["kid"] < without["kid"]
     assert default["recall"] > without["recall"]
     assert default["precision"] < without["precision"]
-    order = list(sweep["superclasses"])
-    assert order[-1] == "people"
+    assert {*[*sweep["superclasses"]][-2:]} == {"people", "food_containers"}
     for better in ("trees", "non-insect_invertebrates", "vehicles_1"):
         (a, spread_a), (b, spread_b) = sweep["superclasses"]["people"], sweep["superclasses"][better]
         assert a - spread_a > b + spread_b
@@ -133,7 +149,8 @@ def notebook_2():
         f"cost {fewer['fid'] - default['fid']:.2f} points and nearly double KID",
         f"{more['evaluations']} evaluations, gain {default['fid'] - more['fid']:.2f}",
         f"costs variety (recall {everywhere['recall']:.3f}) and {everywhere['evaluations']} evaluations",
-        f"gives variety (recall {above['recall']:.3f}) for precision ({above['precision']:.3f})",
+        f"gives a little variety (recall {above['recall']:.3f}) for precision ({above['precision']:.3f})",
+        f"and precision fell ({without['precision']:.3f} to {default['precision']:.3f})",
         f"reads {default['fid'] - rows[20, 3.0, 1.0]['fid']:.1f} lower here and covers less (recall "
         f"{rows[20, 3.0, 1.0]['recall']:.3f})",
         f"({plain['rows']['our recipe, no guidance']['fid']:.2f} to {plain['rows']['our recipe']['fid']:.2f})",

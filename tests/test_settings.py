@@ -64,6 +64,38 @@ def test_what_would_be_obeyed_in_silence_and_mean_nothing_is_refused(bad):
 )  # fmt: skip
 def test_wanted(choice, kind, demo, expected):
     assert settings.wanted(choice, torch.device(kind), demo=demo) is expected
+    assert settings.wanted(choice, torch.device(kind), demo=demo, after="yes") is expected
+    assert settings.wanted(choice, torch.device(kind), demo=demo, after="no") is (expected and choice == "yes")
+
+
+LIMITS = {  # the least and the most that is legal; None: no limit
+    "SEED": (0, 10**9), "STEPS": (1, None), "BATCH": (1, None), "SAVE_EVERY": (1, None), "STEP_LIMIT": (1, None),
+    "PARAMETER_LIMIT": (1, None), "ABLATION_STEPS": (1, None), "ABLATION_BATCH": (1, None), "LOOKS": (1, None),
+    "PRECISION_STEPS": (1, None), "NEON_SAMPLES": (1, None), "NEON_STEPS": (0, None), "HELD_OUT": (0, 49_000),
+    "LR": (0, 1), "PAPER_LR": (0, 1), "LR_DECAY": (0, 1), "LABEL_DROPOUT": (0, 1), "CALM": (0, 1), "WARMUP": (0, None),
+    "WEIGHT_DECAY": (0, None), "EMA_DECAY": (0, 0.999_999), "P_STD": (0, None), "DEGREES": (0, 180), "SCALE": (0, 0.9),
+    "SHIFT": (0, 28), "BEND": (0, 28), "GUIDANCE": (0, None), "SAMPLER_STEPS": (2, None), "INVERSION_STEPS": (2, None),
+    "ANCESTRAL_STEPS": (1, 1_000), "SAMPLES": (4, None), "SWEEP_SAMPLES": (4, None), "ROWS": (2, None),
+    "PAIRS": (2, None), "MIDDLES": (2, 5_000), "REAL_IMAGES": (2, 10_000),
+}  # fmt: skip
+LIMITS_OF_EACH = {
+    "SEEDS": (0, 10**9),
+    "SAMPLE_SEEDS": (0, 10**9),
+    "SWEEP_STEPS": (2, None),
+    "SWEEP_GUIDANCE": (0, None),
+}
+
+
+def test_the_limits_of_every_number_are_legal_and_what_lies_beyond_is_not():
+    pairs = {"WIDTHS", "GUIDANCE_INTERVAL", "SWEEP_INTERVALS", "P_MEAN", "NEON_WEIGHT"}  # of other kinds, tested above
+    numbers = {name for name, rule in settings.RULES.items() if rule is not str and not isinstance(rule[0], str | bool)}
+    assert numbers == LIMITS.keys() | LIMITS_OF_EACH.keys() | pairs
+    for name, (least, most) in (LIMITS | LIMITS_OF_EACH).items():
+        for legal, beyond in [(least, least - 1)] + ([(most, most + 1)] if most else []):
+            wrapped = (lambda number: [number]) if name in LIMITS_OF_EACH else (lambda number: number)
+            settings.check({name: wrapped(legal)})
+            with pytest.raises(ValueError, match=f"^{name} must be"):
+                settings.check({name: wrapped(beyond)})
 
 
 def test_numbers_of_numpys_become_pythons():

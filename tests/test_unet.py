@@ -119,6 +119,13 @@ def test_the_norm_compiled_for_a_gpu_is_torchs_own(monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_an_untrained_network_says_nothing_and_each_block_changes_nothing():
+    x, noise, labels = torch.randn(2, 3, 8, 8), torch.randn(2), torch.tensor([0, 1])
+    assert not unet.UNet((8, 8, 8))(x, noise, labels).any()
+    features = torch.randn(2, 8, 4, 4)
+    assert torch.equal(unet.Block(8, 8, 2)(features, torch.randn(2, 2, 8), 1), features)
+
+
 @pytest.mark.parametrize("labels", [torch.tensor([8.0]), torch.tensor([8]), torch.zeros(128), torch.zeros(3, 127)])
 def test_labels_that_would_serve_several_images_are_refused(labels):
     x, noise, _ = _inputs()

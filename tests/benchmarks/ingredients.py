@@ -49,7 +49,7 @@ def loss(denoiser, images, labels) -> torch.Tensor:
     weigh, found = diffusion.Denoiser(denoiser.net).scaling, []
     for i, (x, y) in enumerate(zip(images.split(500), labels.split(500), strict=True)):
         batches.seed_step(0, i)
-        sigma, x0 = (-1.2 + 1.2 * torch.randn(len(x))).exp().to(x.device), diffusion.to_float(x)
+        sigma, x0 = (-1.2 + 1.2 * torch.randn(len(x))).exp().to(x.device), batches.to_float(x)
         error = denoiser(x0 + sigma[:, None, None, None] * torch.randn_like(x0), sigma, y) - x0
         found.append(error.square().mean(dim=(1, 2, 3)) / weigh(sigma).out ** 2)
     return torch.cat(found).mean()

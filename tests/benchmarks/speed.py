@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import batches, data, diffusion, fid, muon, results, training, unet
+from helpers import batches, budget, data, diffusion, fid, muon, results, training, unet
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3
@@ -242,7 +242,12 @@ def main(root: str | None) -> None:
         }
         for name, values in rates.items()
     }
-    about = {"batch": BATCH, "rounds": ROUNDS, "memory": "of the GPU" if GPU else "resident, of the process"}
+    about = {
+        "batch": BATCH,
+        "rounds": ROUNDS,
+        "parameters": budget.count_parameters(unet.UNet()),
+        "memory": "of the GPU" if GPU else "resident, of the process",
+    }
     about |= {"rows": rows, **results.environment(DEVICE)}
     results.save_card(f"speed_{DEVICE.type}", about, results.WEIGHTS)
 
