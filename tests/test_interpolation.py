@@ -136,8 +136,8 @@ def test_fresh_noise_is_what_makes_frames_differ(denoiser):
     options = {"sigmas": diffusion.ddpm_sigmas(4), "solver": diffusion.ddpm_steps}
     positions = torch.tensor([0.4, 0.4])
     shared, fresh = (
-        interpolation.between(denoiser, LABELS, NOISES, positions, fresh_noise=value, **options)
-        for value in (False, True)
+        interpolation.between(denoiser, LABELS, NOISES, positions, **options, **fresh)
+        for fresh in ({}, {"fresh_noise": True})
     )
     assert torch.equal(shared[0], shared[1])
     assert not torch.equal(fresh[0], fresh[1])
@@ -215,6 +215,7 @@ def test_smoothness_of_paths_whose_lengths_are_known():
         2: [2.0, pytest.approx(8**0.5)],  # 0 and 4
     }
     assert found["each"].tolist() == [2.0, 4.0]
+    assert list(interpolation.smoothness(there_and_back)["length"]) == [3]
     assert [float(v) for v in found["unevenness"]] == [1.25, pytest.approx(0.125**0.5)]  # 1, and 3 over 2
 
 

@@ -71,3 +71,16 @@ def test_a_net_without_matrices_is_left_to_adam():
     _steps(nets[0], muon.Muon(nets[0], lr=0.01))
     _steps(nets[1], torch.optim.Adam(nets[1].parameters(), lr=0.01, betas=(0.9, 0.99)))
     torch.testing.assert_close(nets[0].weight, nets[1].weight)
+
+
+def test_rate_and_count_are_tensors_beside_the_weights_as_a_recorded_step_needs_them():
+    net = nn.Linear(16, 16).to("meta")
+    optimizer = muon.Muon(net, lr=0.5)
+    state = optimizer.state_dict()
+    assert all(group["lr"].is_meta and group["steps"].is_meta for group in optimizer.param_groups)
+    for group in state["param_groups"]:
+        group |= {"lr": 0.25, "steps": 3.0}
+    optimizer = muon.Muon(nn.Linear(16, 16), lr=0.5)
+    optimizer.load_state_dict(state)
+    assert [(float(g["lr"]), float(g["steps"])) for g in optimizer.param_groups] == [(0.25, 3.0)] * 2
+    assert all(isinstance(group[name], torch.Tensor) for group in optimizer.param_groups for name in ("lr", "steps"))

@@ -36,7 +36,10 @@ def test_walk_explorer_moves_between_classes_and_seeds(explorer):
     position = _find(explorer, w.SelectionSlider, "position")
     first = bytes(picture.value)
     assert first.startswith(b"\x89PNG")
+    assert _find(explorer, w.Label, "").value == "100% cat, 0% ant"
+    assert not _find(explorer, w.FloatSlider, "guidance").continuous_update  # not a drawing for each pixel of a drag
     position.value = 1.0
+    assert _find(explorer, w.Label, "").value == "0% cat, 100% ant"
     last = picture.value
     assert last != first
     _find(explorer, w.Dropdown, "to").value = CLASSES.index("dog")
