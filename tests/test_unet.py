@@ -119,6 +119,12 @@ def test_the_norm_compiled_for_a_gpu_is_torchs_own(monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_noise_levels_are_told_apart_by_waves_from_a_quarter_to_sixteen_half_turns():
+    frequencies = unet.UNet((8, 8, 8)).frequencies / torch.pi
+    assert (len(frequencies), float(frequencies[0]), float(frequencies[-1])) == (32, 0.25, 16.0)
+    torch.testing.assert_close(frequencies[1:] / frequencies[:-1], torch.full((31,), 2 ** (6 / 31)))
+
+
 def test_an_untrained_network_says_nothing_and_each_block_changes_nothing():
     x, noise, labels = torch.randn(2, 3, 8, 8), torch.randn(2), torch.tensor([0, 1])
     assert not unet.UNet((8, 8, 8))(x, noise, labels).any()
