@@ -91,7 +91,9 @@ def test_the_limits_of_every_number_are_legal_and_what_lies_beyond_is_not():
     numbers = {name for name, rule in settings.RULES.items() if rule is not str and not isinstance(rule[0], str | bool)}
     assert numbers == LIMITS.keys() | LIMITS_OF_EACH.keys() | pairs
     for name, (least, most) in (LIMITS | LIMITS_OF_EACH).items():
-        for legal, beyond in [(least, least - 1)] + ([(most, most + 1)] if most else []):
+        rule = settings.RULES[name][0] if name in LIMITS_OF_EACH else settings.RULES[name]
+        step = 1 if int in rule else 1e-7
+        for legal, beyond in [(least, least - step)] + ([(most, most + step)] if most else []):
             wrapped = (lambda number: [number]) if name in LIMITS_OF_EACH else (lambda number: number)
             settings.check({name: wrapped(legal)})
             with pytest.raises(ValueError, match=f"^{name} must be"):
