@@ -174,9 +174,12 @@ def notebook_3():
     switched = length["deterministic, noise slerp; class switches"]
     fresh = [length[f"DDPM, fresh noise; class {way}"] for way in ("switches", "slerp")]
     shared, glide = length["DDPM, shared noise; class slerp"], length["deterministic, noise slerp; class slerp"]
-    straight, class_straight = (
-        length[f"deterministic, noise {way}"] for way in ("lerp; class slerp", "slerp; class lerp")
+    each = {way: rows[f"deterministic, noise {way}"]["each"] for way in ("slerp; class slerp", "lerp; class slerp",
+                                                                         "slerp; class lerp")}  # fmt: skip
+    _, by_noise, by_class = (
+        [a - b for a, b in zip(of, each["slerp; class slerp"], strict=True)] for of in each.values()
     )
+    assert len(by_noise) == 12
     assert {f"{of[37] / of[10]:.1f}" for of in fresh} == {"4.0"}
     assert all(shared[count] < glide[count] for count in (10, 19, 37))  # deterministic is not what shortens a path
     uneven = {name: row["unevenness"][0] for name, row in rows.items()}
@@ -189,14 +192,16 @@ def notebook_3():
         f"step is {uneven['deterministic, noise slerp; class switches']:.1f} times the mean, and the path",
         f"({switched[37]:.1f} against {glide[37]:.1f} at 37",
         f"by {glide[19] / glide[10] - 1:.0%} from 10 to 19, by {glide[37] / glide[19] - 1:.0%} from 19 to 37",
-        f"({straight[37]:.1f} against {glide[37]:.1f})",
-        f"shorter ({class_straight[37]:.1f})",
+        f"longer than the sphere by {mean(by_noise):.1f} ± {stdev(by_noise):.1f}, the one through the class shorter by "
+        f"{-mean(by_class):.1f} ± {stdev(by_class):.1f}: twelve pairs",
         f"from {uneven['deterministic, noise slerp; class slerp']:.2f} to "
         f"{uneven['deterministic, noise slerp; class slerp; re-timed']:.2f}",
         f"(FID {middles['slerp of noise']:.1f}, against {start:.1f} of the starting points)",
         f"it loses much ({middles['lerp of noise']:.1f})",
         f"costs {middles['slerp of noise and class'] - middles['slerp of noise']:.0f} points, and takes the distance "
-        f"of means from {far['slerp of noise']:.1f} to {far['slerp of noise and class']:.1f}",
+        f"of means from {far['slerp of noise']:.1f} to {far['slerp of noise and class']:.1f}; moving it on a straight line "
+        f"costs {middles['slerp of noise, lerp of class'] - middles['slerp of noise']:.0f}, and both on straight lines is "
+        f"worst of all ({max(middles.values()):.1f})",
     ]
 
 
