@@ -199,9 +199,9 @@ def notebook_3():
         f"(FID {middles['slerp of noise']:.1f}, against {start:.1f} of the starting points)",
         f"it loses much ({middles['lerp of noise']:.1f})",
         f"costs {middles['slerp of noise and class'] - middles['slerp of noise']:.0f} points, and takes the distance "
-        f"of means from {far['slerp of noise']:.1f} to {far['slerp of noise and class']:.1f}; moving it on a straight line "
-        f"costs {middles['slerp of noise, lerp of class'] - middles['slerp of noise']:.0f}, and both on straight lines is "
-        f"worst of all ({max(middles.values()):.1f})",
+        f"of means from {far['slerp of noise']:.1f} to {far['slerp of noise and class']:.1f}; moving it on a "
+        f"straight line costs {middles['slerp of noise, lerp of class'] - middles['slerp of noise']:.0f}, and both on "
+        f"straight lines is worst of all ({max(middles.values()):.1f})",
     ]
 
 
