@@ -87,6 +87,8 @@ class Checkpoint:
         digest, _, payload = self.path.read_bytes().partition(b"\n")
         verified(payload, digest.decode(errors="replace"), self.path.name, "delete it to start afresh")
         state = load_tensors(payload, self.path.name)
+        if not {"step", "history", "settings", "code", "made", "parts"} <= state.keys():
+            raise TrainingError(f"{self.path.name} is of an older version: move it away.")
         if state["settings"] != self.settings or state["parts"].keys() != self.parts.keys():
             raise TrainingError(f"{self.path.name} belongs to a run with other settings: move it away.")
         before = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
@@ -103,7 +105,7 @@ class Checkpoint:
                                 "undo what was changed.") from error  # fmt: skip
         self.saved, self.made = state["step"], state["made"]
         changed = "; the code in helpers/ has changed since" if state["code"] != _code() else ""
-        made = f"{self.made['date']}, {self.made['device']}"
+        made = ", ".join(str(self.made[key]) for key in ("date", "device", *self.about) if key in self.made)
         done = self.saved == json.loads(self.settings).get("steps")
         stands = "is finished" if done else f"goes on after step {self.saved:,}"
         print(f"{self.path.name} ({made}) {stands}{changed}. To train anew, delete it.")

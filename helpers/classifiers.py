@@ -73,6 +73,8 @@ class DigitSumClassifier(nn.Module):
 
 def label_log_probabilities(digits: Tensor) -> Tensor:
     """Digits' log-probabilities (B, 3, 10) -> AddNIST labels' (B, 20), float32: label = sum - 1, sums 1…20 occur."""
+    if digits.shape[1:] != (3, 10):
+        raise ValueError(f"expected digits (B, 3, 10), got {tuple(digits.shape)}")
     return F.log_softmax(log_sum_distribution(digits)[:, 1:21], dim=1)
 
 

@@ -64,7 +64,7 @@ def digits(root: str | Path, split: str, source: str = "official") -> tuple[Tens
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if source == "demo":
-        return demo.digits(split == "train")
+        return tuple(part.clone() for part in demo.digits(split == "train"))  # drawn once, and nobody's to change
     if source not in ("official", "rebuilt"):
         raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
     from torchvision.datasets import MNIST
@@ -170,30 +170,27 @@ def cifar100(root: str | Path, split: str, source: str = "official") -> tuple[Te
         return demo.shapes(50 if split == "train" else 10, seed=int(split == "test"))
     if source not in ("official", "rebuilt"):
         raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
+    cifar = _cifar100(root, split)
+    return torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets)
+
+
+def _cifar100(root: str | Path, split: str):
     from torchvision.datasets import CIFAR100
 
     with clear_errors("CIFAR-100", "put cifar-100-python/ into DATA_ROOT, or set DATA = 'demo'"):
-        cifar = CIFAR100(str(expanded(root)), train=split == "train", download=True)
-    return torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets)
+        return CIFAR100(str(expanded(root)), train=split == "train", download=True)
 
 
 def cifar100_classes(root: str | Path, source: str = "official") -> list[str]:
     """The 100 class names in label order; of a demo, "red disc" to "white hexagon"."""
-    if source == "demo":
-        return demo.CLASSES
-    from torchvision.datasets import CIFAR100
-
-    return CIFAR100(str(expanded(root)), train=False).classes
+    return [*demo.CLASSES] if source == "demo" else _cifar100(root, "test").classes
 
 
 def cifar100_superclasses(root: str | Path, source: str = "official") -> list[str]:
     """The superclass of each of the 100 classes, in label order: 20 names, each five times; of a demo, 10 shapes."""
     if source == "demo":
         return [name.split()[1] for name in demo.CLASSES]
-    from torchvision.datasets import CIFAR100
-
-    verified_set = CIFAR100(str(expanded(root)), train=False)
-    folder = expanded(root) / verified_set.base_folder
+    folder = expanded(root) / _cifar100(root, "test").base_folder
     test, meta = (pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in ("test", "meta"))
     coarse = dict(zip(test["fine_labels"], test["coarse_labels"], strict=True))
     return [meta["coarse_label_names"][coarse[label]] for label in range(100)]

@@ -135,11 +135,10 @@ def loss(denoiser: Denoiser, images: Tensor, labels: Tensor, sigma: Tensor, *, l
 # the clean image that it was taken for. noise() -> fresh N(0, 1) of x's shape; deterministic solvers never ask.
 Denoise = Callable[[Tensor, float], Tensor]
 Steps = Iterator[tuple[Tensor, Tensor]]
+Interval = tuple[float, float]  # the lowest and the highest noise level
 
 
-def guided(
-    denoiser: Callable, labels: Tensor, scale: float = 1.0, interval: tuple[float, float] = (0.0, math.inf)
-) -> Denoise:
+def guided(denoiser: Callable, labels: Tensor, scale: float = 1.0, interval: Interval = (0.0, math.inf)) -> Denoise:
     """A denoiser of (x, sigma) for these labels, with classifier-free guidance (Ho and Salimans 2022).
 
     scale 1 is the plain conditional model; larger trades variety for fidelity. Outside `interval` of noise levels
@@ -226,7 +225,15 @@ def checked_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:
         raise ValueError(f"labels must be int (B,) or float (B, E), got {labels.dtype} {tuple(labels.shape)}")
     if not embeddings and not ((labels >= 0) & (labels <= classes)).all():
         raise ValueError(f"labels must be in 0…{classes - 1} ({classes}: of any class)")
-    return labels
+    return labels if embeddings else labels.long()
+
+
+def checked_sigmas(sigmas: Tensor | None) -> Tensor:
+    """Noise levels that a sampler can follow, `karras_sigmas()` for None. Raises ValueError."""
+    sigmas = karras_sigmas() if sigmas is None else torch.as_tensor(sigmas)
+    if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
+        raise ValueError("sigmas must be noise levels that fall from one to the next, and end in 0")
+    return sigmas
 
 
 def _randn(generators: list[torch.Generator], size: int) -> Tensor:
@@ -243,7 +250,7 @@ def sample(
     sigmas: Tensor | None = None,
     solver: Callable[..., Steps] = dpm_solver_steps,
     guidance: float = 1.0,
-    interval: tuple[float, float] = (0.0, math.inf),
+    interval: Interval = (0.0, math.inf),
     batch_size: int = 250,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
@@ -259,17 +266,14 @@ def sample(
     noise = starting_noise(len(labels), seed) if noise is None else torch.as_tensor(noise)
     if noise.ndim != 4 or noise.shape[:2] != (len(labels), 3):
         raise ValueError(f"expected noise ({len(labels)}, 3, H, W), one for each label, got {tuple(noise.shape)}")
-    sigmas = karras_sigmas() if sigmas is None else torch.as_tensor(sigmas)
-    if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or not (sigmas.diff() < 0).all():
-        raise ValueError("sigmas must be noise levels that fall from one to the next, and end in 0")
-    device = next(denoiser.parameters()).device
+    sigmas, device = checked_sigmas(sigmas), next(denoiser.parameters()).device
     images = []
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
         x = noise[rows].to(device) * float(sigmas[0])
         fresh = [generator(2 * seed + 1, i) for i in range(start, start + len(x))]  # its own stream for each image
         denoise = guided(denoiser, labels[rows].to(device), guidance, interval)
-        steps = solver(denoise, x, sigmas, lambda own=fresh: _randn(own, 32).to(device))
+        steps = solver(denoise, x, sigmas, lambda own=fresh: _randn(own, noise.shape[3]).to(device))
         images.append(to_uint8(deque(steps, maxlen=1).pop()[0]).cpu())
         if progress:
             progress(start + len(x), len(labels))
@@ -281,7 +285,7 @@ def evaluations(
     sigmas: Tensor,
     solver: Callable[..., Steps] = dpm_solver_steps,
     guidance: float = 1.0,
-    interval: tuple[float, float] = (0.0, math.inf),
+    interval: Interval = (0.0, math.inf),
 ) -> int:
     """How often `sample`, with the same options, asks the network for an image: counted, on a network that does not."""
     asked = []
@@ -292,6 +296,5 @@ def evaluations(
 
     network.net = SimpleNamespace(classes=0)
     x = torch.zeros(1, 1)
-    denoise = guided(network, torch.zeros(1, dtype=torch.int64), guidance, interval)
-    deque(solver(denoise, x, sigmas, lambda: torch.zeros_like(x)), maxlen=0)
+    deque(solver(guided(network, x, guidance, interval), x, checked_sigmas(sigmas), lambda: x), maxlen=0)
     return len(asked)

@@ -143,13 +143,13 @@ def distances_by_group(
 
     Features (N, D) and (M, D), their classes (N,) and (M,), and the name of the group of each class. A fixed number of
     each class is drawn, at least 2. The second number is half the range of nine in ten bootstrap resamples of both.
-    Groups with fewer than 2 real rows are left out.
+    Groups with fewer than 2 rows of either are left out.
     """
     rng, found = torch.Generator().manual_seed(0), {}
     for name in dict.fromkeys(group_of):
         members = torch.tensor([name == other for other in group_of])
         a, of, b = drawn[members[drawn_classes]], drawn_classes[members[drawn_classes]], real[members[real_classes]]
-        if len(b) > 1:
+        if min(len(a), len(b)) > 1:
             rows = [(_resampled(of, rng), torch.randint(len(b), (len(b),), generator=rng)) for _ in range(resamples)]
             again = torch.tensor([mean_distance(a[i], b[j], of[i]) for i, j in rows])
             low, high = again.quantile(torch.tensor([0.05, 0.95])).tolist()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.batches import to_float
-from helpers.diffusion import Denoiser, checked_labels, heun_steps, karras_sigmas, sample
+from helpers.diffusion import Denoiser, checked_labels, checked_sigmas, heun_steps, sample
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
@@ -99,8 +99,8 @@ def between(
     Returns uint8 (F, P, 3, 32, 32).
     """
     positions = torch.as_tensor(positions)
-    if positions.ndim not in (1, 2) or len(positions) == 0:
-        raise ValueError(f"positions must be (F,) or (F, P), got {tuple(positions.shape)}")
+    if positions.ndim not in (1, 2) or len(positions) == 0 or positions.min() < 0 or positions.max() > 1:
+        raise ValueError(f"positions must be (F,) or (F, P), in 0…1, got {tuple(positions.shape)}: {positions}")
     device = next(denoiser.parameters()).device
     ends = (checked_labels(denoiser, of).to(device) for of in labels)
     start, end = (denoiser.net.class_embedding(of).cpu() for of in ends)  # (P, E)
@@ -121,9 +121,9 @@ def invert(denoiser: Denoiser, images: Tensor, labels: Tensor, sigmas: Tensor | 
     solver's error. Two evaluations a step.
     """
     device = next(denoiser.parameters()).device
-    upwards = (karras_sigmas() if sigmas is None else sigmas)[:-1].flip(0)  # without 0: there x is the image
-    if len(upwards) < 2 or upwards[0] <= 0 or not (upwards.diff() > 0).all():
-        raise ValueError("sigmas must be noise levels that fall, at least two, and end in 0")
+    upwards = checked_sigmas(sigmas)[:-1].flip(0)  # without 0: there x is the image
+    if len(upwards) < 2:
+        raise ValueError("expected two noise levels or more above 0")
     labels = checked_labels(denoiser, labels).to(device)
     steps = heun_steps(lambda x, sigma: denoiser(x, sigma, labels), to_float(images).to(device), upwards)
     return deque(steps, maxlen=1).pop()[0].cpu() / float(upwards[-1])

@@ -17,7 +17,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, net: nn.Module, lr: float):
-        layers = [m.weight for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        layers = {id(m.weight): m.weight for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)}.values()
         matrices = [weight for weight in layers if min(weight.flatten(1).shape) > 8]
         taken = set(map(id, matrices))
         rest = [parameter for parameter in net.parameters() if id(parameter) not in taken]

@@ -16,6 +16,7 @@ from IPython.display import Code, Image, Markdown
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
 LOOK = {"figure.dpi": 110, "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
@@ -73,7 +74,7 @@ def pm(pair: tuple[float, float] | None, form: str) -> str:
     if pair is None:
         return ""
     mean, std = map(float, pair)
-    return f"{mean:{form}}" + (f" ± {std:{form}}" if std == std else "")
+    return f"{mean:{form}}" + (f" ± {std:{form.lstrip('+')}}" if std == std else "")
 
 
 def mean_std(values: Tensor, form: str) -> str:
@@ -103,7 +104,8 @@ def image_grid(
     column_titles: list[str] | None = None, row_titles: list[str] | None = None, inch: float = 0.75,
 ) -> Figure:  # fmt: skip
     """uint8 images (N, 3, H, W), row by row; captions one an image, titles one a column or row."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+    images = torch.as_tensor(images)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
         raise ValueError(f"expected images uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     rows = -(-len(images) // columns)
     room = 0.32 if captions else 0.03
@@ -111,8 +113,7 @@ def image_grid(
     figure, axes = empty(rows, columns, size)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     for i, axis in enumerate(axes.flat):
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         if i >= len(images):
             continue
@@ -228,8 +229,7 @@ def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: st
         axis.plot(across, up, "o-", color=colour, markersize=3, label=name)
     axis.set(xlabel=x, ylabel=y, title=title, xscale="log" if log_x else "linear")
     if len(curves) > 1:
-        aside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # many names would lie on the lines
-        axis.legend(**aside if len(curves) > 2 else {})
+        axis.legend(**{"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(curves) > 2 else {})  # many go beside
     return figure
 
 
@@ -238,7 +238,7 @@ def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: st
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int, title: str) -> Figure:
     """Share of each true class (rows) given each answer (columns); int64 (N,) each."""
-    counts = torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes).float()
+    counts = F.one_hot(labels, classes).float().T @ F.one_hot(predictions, classes).float()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     figure, axes = empty(size=(5.4, 4.6))
     axis = axes[0][0]
@@ -290,6 +290,8 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> tuple[
     Source: Guo et al. 2017. Empty bins are left out.
     """
     confidence, answers = probabilities.max(dim=1)
+    if len(labels) != len(answers) or probabilities.min() < 0 or confidence.max() > 1 + 1e-5:
+        raise ValueError("expected probabilities (N, classes), from 0 to 1, and as many labels")
     rows = (confidence * bins).long().clamp_max(bins - 1)
     counts = rows.bincount(minlength=bins)
     sums = [rows.bincount(weights=values.float(), minlength=bins) for values in (confidence, answers == labels)]

@@ -20,6 +20,15 @@ from helpers.files import DataError, expanded, load_tensors, verified, write_ato
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what the bundle ships
 
 
+class Card(dict):
+    """A result card, or a part of one; asked for what it does not hold, it says why that may be: DataError."""
+
+    def __missing__(self, key: str):
+        raise DataError(
+            f"a result card lacks {key!r}, so it is of an older version: move the run's .json and .pt away."
+        )
+
+
 def environment(device: torch.device) -> dict:
     """The versions, device and date that a result card records."""
     chip = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} {device.type}"
@@ -59,10 +68,10 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
     if not path.exists():
         raise DataError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
     try:
-        card = json.loads(path.read_text())
-        if card["name"] != name:
-            raise ValueError(f"it is the card of {card['name']}")
-    except (ValueError, TypeError, KeyError) as error:
+        card = json.loads(path.read_text(), object_hook=Card)
+        if card.get("name") != name:
+            raise ValueError(f"it is the card of {card.get('name')}")
+    except (ValueError, AttributeError) as error:
         raise DataError(f"{path.name} in {path.parent.name}/ is damaged: delete it, or restore it with git.") from error
     return card
 
@@ -78,13 +87,25 @@ def fingerprint(module: nn.Module) -> str:
     return hashlib.sha256(_serialised(module)).hexdigest()
 
 
-def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -> dict:
+def _answer(module: nn.Module, example: tuple[Tensor, ...]) -> list[float]:
+    """Mean and spread of what a module makes of an example: by these it is known again."""
+    where = next(module.parameters()).device
+    with torch.no_grad():
+        out = module(*(part.to(where) for part in example)).float()
+    return [float(f"{value:.4g}") for value in (out.mean().item(), out.std().item())]
+
+
+def save_weights(
+    name: str, module: nn.Module, card: dict, folder: str | Path, example: tuple[Tensor, ...] = ()
+) -> dict:
     """Write folder/name.pt and its card folder/name.json, with the weights' SHA-256; return the card.
 
+    example: arguments of the module, whose answer is noted, so that `load_weights` knows whether it is the same net.
     What an earlier card of the very same weights says beyond this one, such as a FID, is kept.
     """
     data = _serialised(module)
     card = {**card, "sha256": hashlib.sha256(data).hexdigest()}
+    card |= {"answer": _answer(module, example)} if example else {}
     before = {}
     with suppress(DataError):  # there is none, or it is damaged: this one takes its place
         before = load_card(name, folder)
@@ -92,9 +113,10 @@ def save_weights(name: str, module: nn.Module, card: dict, folder: str | Path) -
     return save_card(name, before | card if before.get("sha256") == card["sha256"] else card, folder)
 
 
-def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS) -> dict:
+def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, example: tuple[Tensor, ...] = ()) -> dict:
     """Fill a module with the trained weights folder/name.pt, put it into eval mode, and return their card.
 
+    example: as in `save_weights`; where the module answers it otherwise than the one that was trained, that is said.
     Raises DataError when the files are missing or damaged, or of another architecture than the module.
     """
     card = load_card(name, folder)
@@ -106,23 +128,29 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS) -> 
     except RuntimeError as error:
         raise DataError(f"{path.name} is of another architecture or version ({error}): move it away.") from error
     module.eval()
+    if example and not np.allclose(_answer(module, example), card.get("answer", _answer(module, example)), 0.01, 1e-3):
+        print(f"{name}: these weights were trained in another net, whose code has changed since. "
+              "Train again (TRAIN = 'yes'); no figure here is this net's.")  # fmt: skip
     return card
 
 
 def measured(
-    name: str, measure: Callable[[], dict], *, now: bool, runs: str | Path, device: torch.device, of: str | None = None
-) -> dict:
+    name: str, measure: Callable[[], dict], *, now: bool, runs: str | Path, device: torch.device,
+    of: str | None = None, settings: dict | None = None,
+) -> dict:  # fmt: skip
     """The card of a study: measured now and written to `runs`, or the one that is there, yours before the shipped one.
 
-    measure() -> what was found. of: the SHA-256 of the weights that it is about, if it is about any; of a card about
-    others that is said.
+    measure() -> what was found. of: the SHA-256 of the weights that it is about, if it is about any; settings: what
+    else the figures depend on. Of a card that is about others, that is said.
     """
     if now:
         write_atomically(expanded(runs) / ".writable", b"")  # before anything is measured that could not be kept
-        return save_card(name, {"weights_sha256": of, **measure(), **environment(device)}, runs)
+        return save_card(name, {"weights_sha256": of, "settings": settings, **measure(), **environment(device)}, runs)
     card = load_card(name, newest(runs, name))
-    if card.get("weights_sha256") != of:
-        print(f"{name}: measured with other weights, {card['date']}. Set MEASURE to 'yes' for these.")
+    here, there = json.loads(json.dumps(settings or {})), card.get("settings") or {}
+    others = ["weights"] if card.get("weights_sha256") != of else [key for key in here if there.get(key) != here[key]]
+    if others:
+        print(f"{name}: measured with other {', '.join(others)}, {card['date']}. Set MEASURE to 'yes' for these.")
     return card
 
 

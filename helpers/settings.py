@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import os
 
@@ -77,7 +78,7 @@ def _check_number(
     name: str, number, least: float | None, most: float | None, kind: type = float, multiple: int = 1
 ) -> None:
     is_number = isinstance(number, numbers.Integral if kind is int else numbers.Real) and not isinstance(number, bool)
-    if is_number and (least is None or number >= least) and (most is None or number <= most) and number == number:
+    if is_number and (least is None or number >= least) and (most is None or number <= most) and math.isfinite(number):
         if kind is float or number % multiple == 0:
             return
     limits = ((word, limit) for word, limit in (("least", least), ("most", most)) if limit is not None)

@@ -52,7 +52,7 @@ def lr_factor(step: int, steps: int, *, warmup: int = 0, decay: float = 1.0) -> 
     warmup: number of steps; decay: the share of all steps, at the end, over which the rate falls (1: from the start).
     """
     rise = min(1.0, (step + 1) / (warmup + 1))
-    left = (steps - step) / (decay * steps) if decay else 1.0
+    left = max(0, steps - step) / (decay * steps) if decay else 1.0
     return rise * 0.5 * (1 - math.cos(math.pi * min(1.0, left)))
 
 
@@ -168,7 +168,7 @@ class Run(Checkpoint):
         super().__init__(folder, name, settings, **parts)
         self.recipe, self.save_every, self.show = settings, save_every, show
         self.device = next(parts["net"].parameters()).device
-        self.done, self.history = 0, {}
+        self.entered, self.done, self.history = False, 0, {}
 
     def __enter__(self) -> Run:
         super().__enter__()
@@ -178,6 +178,7 @@ class Run(Checkpoint):
         except BaseException:
             self.lock.release()
             raise
+        self.entered = True
         return self
 
     @property
@@ -185,6 +186,8 @@ class Run(Checkpoint):
         return self.done >= self.recipe["steps"]
 
     def __iter__(self) -> Iterator[int]:
+        if not self.entered:
+            raise TrainingError("begin a run by `with Run(…) as run:`, which resumes it and keeps others out.")
         r, clock = self.recipe, time.perf_counter()
         self._show()
         for step in range(self.done, r["steps"]):
@@ -192,6 +195,10 @@ class Run(Checkpoint):
             factor = lr_factor(step, r["steps"], warmup=r["warmup"], decay=r["lr_decay"])
             set_lr(self.parts["optimizer"], r["lr"] * factor)
             yield step
+            if "loss" not in self.history:
+                raise TrainingError(
+                    "note the loss of each step, by run.log(loss=…): a run that has none cannot be judged."
+                )
             before, clock = clock, time.perf_counter()
             self.log(seconds=clock - before)
             self.done = step + 1

@@ -14,6 +14,8 @@ from helpers.interpolation import between
 
 
 def _class_picker(classes: list[str], start: str, description: str) -> w.Dropdown:
+    if start not in classes:
+        raise ValueError(f"{start!r} is not among the {len(classes)} classes")
     options = sorted((name, label) for label, name in enumerate(classes))
     return w.Dropdown(options=options, value=classes.index(start), description=description)
 
@@ -23,7 +25,9 @@ def _seed_box(value: int) -> w.BoundedIntText:
 
 
 def _guidance_slider(value: float) -> w.FloatSlider:
-    return w.FloatSlider(value=value, min=1, max=6, step=0.25, description="guidance", continuous_update=False)
+    return w.FloatSlider(
+        value=value, min=min(1, value), max=max(6, value), step=0.25, description="guidance", continuous_update=False
+    )
 
 
 def walk_explorer(
@@ -32,7 +36,7 @@ def walk_explorer(
 ) -> w.Widget:  # fmt: skip
     """Move between two samples: two classes, two seeds, a guidance scale, and the position on the way.
 
-    classes: names in label order; start: the two classes shown first; guidance: the scale shown first, in 1…6;
+    classes: names in label order; start: the two classes shown first; guidance: the scale shown first;
     interval: the noise levels at which it acts. Each frame is one `interpolation.between` with `steps` solver steps;
     frames already drawn are kept. Display the returned widget.
     """
@@ -118,9 +122,10 @@ def sample_explorer(
 def digit_explorer(net: DigitSumClassifier, images: torch.Tensor, labels: torch.Tensor) -> w.Widget:
     """Choose three digits, or have them shuffled; see what the net reads in each and how it adds them up.
 
-    net: in eval mode; images uint8 (N, 28, 28) and labels (N,) in 0…9, from `data.digits`. Display the returned
-    widget.
+    net: is put into eval mode; images uint8 (N, 28, 28) and labels (N,) in 0…9, every digit among them, from
+    `data.digits`. Display the returned widget.
     """
+    net.eval()
     rng = torch.Generator().manual_seed(0)
     chosen = [0, 0, 0]  # the row of `images` in each channel
     pickers = [w.Dropdown(options=range(10), description=name) for name in ("red", "green", "blue")]

@@ -141,6 +141,20 @@ def test_a_resumed_run_says_when_it_was_made_how_to_train_anew_and_that_the_code
     assert "the code in helpers/ has changed since" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("lost", ["step", "history", "settings", "code", "made", "parts"])
+def test_a_checkpoint_of_an_older_version_is_said_and_changes_nothing(tmp_path, lost):
+    checkpoint = _checkpoint(tmp_path)
+    checkpoint.save(7, {}, CPU)
+    state = torch.load(io.BytesIO(checkpoint.path.read_bytes().partition(b"\n")[2]))
+    del state[lost]
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest().encode()
+    checkpoint.path.write_bytes(digest + b"\n" + buffer.getvalue())
+    with pytest.raises(TrainingError, match=r"run-.*\.ckpt is of an older version: move it away"):
+        _checkpoint(tmp_path).resume()
+
+
 def test_a_home_folder_is_a_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import batches, data
+from helpers import batches, classifiers, data
 from helpers.classifiers import DigitSumClassifier, PaperClassifier, log_sum_distribution
 
 NETS = [PaperClassifier, DigitSumClassifier]
@@ -84,6 +84,11 @@ def test_one_batch_can_be_overfitted(make):
         optimizer.step()
     net.train()
     assert (net(x).argmax(dim=1) == labels).all()
+
+
+def test_digits_other_than_three_have_no_label():
+    with pytest.raises(ValueError, match=r"expected digits \(B, 3, 10\)"):
+        classifiers.label_log_probabilities(torch.zeros(2, 2, 10).log_softmax(dim=2))
 
 
 def test_300_steps_teach_it_to_read_from_sums_alone():

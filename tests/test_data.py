@@ -34,8 +34,8 @@ def test_superclasses_are_read_from_the_verified_files(tmp_path, monkeypatch):
     class Verified:
         base_folder = "cifar-100-python"
 
-        def __init__(self, root, train):
-            assert root == str(tmp_path)
+        def __init__(self, root, train, download):
+            assert (root, train, download) == (str(tmp_path), False, True)
 
     monkeypatch.setattr("torchvision.datasets.CIFAR100", Verified)
     (tmp_path / "cifar-100-python").mkdir()
@@ -48,6 +48,17 @@ def test_superclasses_are_read_from_the_verified_files(tmp_path, monkeypatch):
         (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(content))
     assert data.cifar100_superclasses(tmp_path) == [f"group_{label // 5}" for label in range(100)]
     assert data.cifar100_superclasses("", "demo")[10:12] == ["ring", "ring"]
+
+
+def test_what_is_handed_out_of_the_demo_is_the_callers_to_change():
+    images, labels = data.digits("", "test", "demo")
+    kept = images.clone()
+    images.zero_()
+    labels.zero_()
+    data.cifar100_classes("", "demo")[0] = "changed"
+    assert torch.equal(data.digits("", "test", "demo")[0], kept)
+    assert data.digits("", "test", "demo")[1].any()
+    assert data.cifar100_classes("", "demo")[0] == "red disc"
 
 
 def test_label_is_the_sum_less_one():

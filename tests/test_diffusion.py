@@ -444,5 +444,10 @@ def test_what_would_be_misread_is_refused_in_words_and_what_is_plain_is_taken():
     for bad in ({"steps": 1}, {"sigma_min": 0.0}, {"sigma_min": 80.0, "sigma_max": 0.002}):
         with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
             diffusion.karras_sigmas(**bad)
+    small = torch.tensor([1], dtype=torch.uint8)
+    large = torch.randn(1, 3, 64, 64)
+    options = {"noise": large, "solver": diffusion.ddpm_steps, "sigmas": [3.0, 1.0, 0.0]}
+    assert diffusion.sample(denoiser, small, **options).shape == (1, 3, 64, 64)
+    assert diffusion.evaluations(sigmas=[3.0, 1.0, 0.0]) == 2
     plain = diffusion.sample(denoiser, [1, 2], noise=diffusion.starting_noise(2, 0).numpy(), sigmas=fall.tolist())
     assert torch.equal(plain, diffusion.sample(denoiser, torch.tensor([1, 2]), seed=0, sigmas=fall))

@@ -239,7 +239,7 @@ def test_ways_refuse_what_has_no_way(way):
 def test_between_invert_and_psnr_refuse_what_they_would_misread():
     denoiser, noises = diffusion.Denoiser(UNet((8, 8, 8))), [diffusion.starting_noise(2, seed) for seed in (0, 1)]
     images, labels = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([1, 2])
-    for positions in (torch.tensor(0.5), [], torch.zeros(2, 2, 2)):
+    for positions in (torch.tensor(0.5), [], torch.zeros(2, 2, 2), [0, 50, 100]):
         with pytest.raises(ValueError, match=r"positions must be \(F,\) or \(F, P\)"):
             interpolation.between(denoiser, (labels, labels), noises, positions)
     with pytest.raises(ValueError, match="labels must be in 0…99"):
@@ -248,9 +248,11 @@ def test_between_invert_and_psnr_refuse_what_they_would_misread():
         interpolation.invert(denoiser, images, [1, 200])
     with pytest.raises(ValueError, match=r"labels int64 \(2,\)"):  # one label would be that of both
         interpolation.invert(denoiser, images, labels[:1], diffusion.karras_sigmas(2))
-    for sigmas in (torch.tensor([80.0, 0.0]), diffusion.karras_sigmas(3).flip(0)):
+    for sigmas in (diffusion.karras_sigmas(3).flip(0), diffusion.karras_sigmas(3)[:-1]):
         with pytest.raises(ValueError, match="sigmas must be noise levels that fall"):
             interpolation.invert(denoiser, images, labels, sigmas)
+    with pytest.raises(ValueError, match="two noise levels or more above 0"):
+        interpolation.invert(denoiser, images, labels, [80.0, 0.0])
     for a, b in ((torch.zeros(2, 3), torch.zeros(2, 3)), (images, images[:1])):
         with pytest.raises(ValueError, match="two tensors of uint8 images"):
             interpolation.psnr(a, b)

@@ -73,6 +73,22 @@ def test_a_net_without_matrices_is_left_to_adam():
     torch.testing.assert_close(nets[0].weight, nets[1].weight)
 
 
+def test_a_weight_of_two_layers_takes_one_step():
+    moved = []
+    for tied in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False))
+        if tied:
+            net[1].weight = net[0].weight
+        before = net[0].weight.detach().clone()
+        optimizer = muon.Muon(net, lr=0.01)
+        for weight in net.parameters():
+            weight.grad = torch.ones(12, 12) + torch.eye(12)
+        optimizer.step()
+        moved.append(net[0].weight.detach() - before)
+    torch.testing.assert_close(*moved)
+
+
 def test_rate_and_count_are_tensors_beside_the_weights_as_a_recorded_step_needs_them():
     net = nn.Linear(16, 16).to("meta")
     optimizer = muon.Muon(net, lr=0.5)

@@ -64,6 +64,16 @@ def test_a_steep_start_does_not_set_the_height_of_training_curves():
     assert 2 < high < 2.2
 
 
+def test_labels_and_answers_that_do_not_belong_together_are_refused():
+    three = torch.tensor([0, 1, 2])
+    for answers in (torch.tensor([0]), torch.tensor([0, 1, 3]), torch.tensor([0, 1, -1])):
+        with pytest.raises(RuntimeError):
+            plots.confusion_matrix(three, answers, 3, "t")
+    for probabilities, labels in ((torch.eye(3), three[:1]), (5 * torch.eye(3), three), (torch.eye(3).log(), three)):
+        with pytest.raises(ValueError, match="expected probabilities"):
+            plots.calibration({"net": (probabilities, labels)}, "t")
+
+
 def test_confusion_matrix_rows_are_shares():
     figure = plots.confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3, "t")
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 0]])
@@ -119,6 +129,7 @@ def test_table_is_markdown():
 def test_pm():
     assert plots.pm((1.25, 0.5), ".2f") == "1.25 ± 0.50"
     assert plots.pm((torch.tensor(1.25), float("nan")), ".1f") == "1.2"
+    assert plots.pm((-1.25, 0.5), "+.2f") == "-1.25 ± 0.50"
     assert plots.pm(None, ".1f") == ""
 
 

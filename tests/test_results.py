@@ -108,6 +108,38 @@ def test_a_study_is_measured_now_or_taken_from_the_latest_card(tmp_path, monkeyp
     assert asked == [1]
 
 
+def test_a_card_measured_with_other_settings_says_which(tmp_path, capsys):
+    def study(now, **settings):
+        return results.measured("study", lambda: {"x": 1}, now=now, runs=tmp_path, device=CPU, settings=settings)
+
+    assert study(True, guidance=2.5, interval=(0.05, 6.0), steps=20)["settings"]["guidance"] == 2.5
+    study(False, steps=20, guidance=2.5, interval=(0.05, 6.0))
+    assert capsys.readouterr().out == ""
+    study(False, steps=10, guidance=1.0, interval=(0.05, 6.0))
+    assert "study: measured with other steps, guidance, " in capsys.readouterr().out
+
+
+def test_a_card_says_why_it_lacks_what_it_is_asked_for(tmp_path):
+    results.save_card("net", {"settings": {"batch": 3}}, tmp_path)
+    card = results.load_card("net", tmp_path)
+    for ask in (lambda: card["steps"], lambda: card["settings"]["network"]):
+        with pytest.raises(DataError, match="a result card lacks '(steps|network)', so it is of an older version"):
+            ask()
+
+
+def test_weights_in_a_net_whose_code_has_changed_are_told_by_what_it_answers(tmp_path, capsys):
+    def net(activation):
+        return nn.Sequential(nn.Linear(3, 9), activation, nn.Linear(9, 2))
+
+    example = (torch.linspace(-1, 1, 6).view(2, 3),)
+    results.save_weights("net", net(nn.ReLU()), {}, tmp_path, example)
+    results.load_weights("net", net(nn.ReLU()), tmp_path, example)
+    results.load_weights("net", net(nn.GELU()), tmp_path)  # nobody asked
+    assert capsys.readouterr().out == ""
+    results.load_weights("net", net(nn.GELU()), tmp_path, example)
+    assert "net: these weights were trained in another net" in capsys.readouterr().out
+
+
 def test_a_study_that_could_not_be_kept_is_not_begun(tmp_path):
     (tmp_path / "runs").write_text("a file is in the way")
     with pytest.raises(DataError, match="could not write"):
@@ -136,7 +168,7 @@ def test_shipped_weights_load_and_keep_within_their_budget(name):
     results.load_weights(name, module)
     assert budget.count_parameters(module) == card["parameters"] <= card["parameter_limit"]
     assert 0 < card["steps"] <= card["step_limit"]
-    assert {"data", "settings", "device", "torch", "date", "sha256"} <= card.keys()
+    assert {"data", "settings", "device", "torch", "date", "sha256", "answer"} <= card.keys()
     assert all(p.isfinite().all() for p in module.parameters())
     text = json.dumps(card)
     assert "/root" not in text

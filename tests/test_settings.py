@@ -16,6 +16,7 @@ def test_check():
         "G": float("nan"),
         "H": True,
         "I": " ",
+        "J": float("inf"),
     }
     settings.check(values, A=["yes", "no"], B=(3, 3, int), C=[(1, None)], D=(0, 1), E=[(0, None)] * 2)
     for rules, said in [
@@ -30,6 +31,7 @@ def test_check():
         ({"F": [(0, None)]}, r"F must be a list of numbers, at least one, got \[\]"),
         ({"G": (None, None)}, "G must be a number, got nan"),
         ({"G": (0, 1)}, "G must be a number, at least 0 and at most 1, got nan"),
+        ({"J": (0, None)}, "J must be a number, at least 0, got inf"),
         ({"H": (0, 1)}, "H must be a number, at least 0 and at most 1, got True"),
         ({"I": str}, "I must be the path of a folder, got ' '"),
         ({"B": str}, "B must be the path of a folder, got 3"),

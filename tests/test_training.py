@@ -24,6 +24,7 @@ def test_lr_factor_rises_stays_and_falls_to_zero():
     assert values[100] == pytest.approx(0)
     assert all(a >= b for a, b in zip(values[10:-1], values[11:], strict=True))
     assert training.lr_factor(50, 100) == pytest.approx(0.5)
+    assert training.lr_factor(150, 100) == 0.0  # past the end
 
 
 class _Tape(TorchDispatchMode):
@@ -237,6 +238,15 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
         train()
     with _run(tmp_path) as again:
         assert again.done == 2
+
+
+def test_a_run_that_was_not_begun_or_notes_no_loss_stops_at_once(tmp_path):
+    with pytest.raises(TrainingError, match="begin a run by `with Run"):
+        next(iter(_run(tmp_path)))
+    seen = []
+    with pytest.raises(TrainingError, match="note the loss of each step"), _run(tmp_path) as run:
+        seen.extend(run)
+    assert seen == [0]
 
 
 def test_a_damaged_checkpoint_leaves_the_run_unlocked(tmp_path):

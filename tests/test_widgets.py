@@ -104,9 +104,21 @@ def test_digit_explorer_shows_the_digits_that_were_chosen(monkeypatch):
     assert drawn[-1][1] == tuple(_find(explorer, w.Dropdown, name).value for name in ("red", "green", "blue"))
 
 
+def test_sliders_hold_what_the_settings_allow_and_unknown_classes_are_named(denoiser):
+    for guidance in (0.0, 9.0):
+        explorer = widgets.sample_explorer(
+            denoiser, CLASSES, start="bee", guidance=guidance, interval=(0.0, 9.0), count=1
+        )
+        assert _find(explorer, w.FloatSlider, "guidance").value == guidance
+    with pytest.raises(ValueError, match="'fox' is not among the 5 classes"):
+        widgets.sample_explorer(denoiser, CLASSES, start="fox", guidance=1.0, interval=(0.0, 9.0))
+
+
 def test_digit_explorer_draws():
     images, labels = data.digits("", "test", "demo")
-    explorer = widgets.digit_explorer(classifiers.DigitSumClassifier().eval(), images, labels)
+    net = classifiers.DigitSumClassifier()
+    explorer = widgets.digit_explorer(net, images, labels)
+    assert not net.training  # looking does not change its batch norms
     picture = _find(explorer, w.Image, "")
     first = bytes(picture.value)
     assert first.startswith(b"\x89PNG")
