@@ -73,6 +73,13 @@ def test_a_net_without_matrices_is_left_to_adam():
     torch.testing.assert_close(nets[0].weight, nets[1].weight)
 
 
+def test_a_net_of_matrices_only_leaves_nothing_to_adam():
+    net = nn.Linear(12, 12, bias=False)
+    before = net.weight.detach().clone()
+    _steps(net, muon.Muon(net, lr=0.01))
+    assert not torch.equal(net.weight, before)
+
+
 def test_a_weight_of_two_layers_takes_one_step():
     moved = []
     for tied in (False, True):
