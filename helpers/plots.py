@@ -277,7 +277,7 @@ def calibration(models: dict[str, tuple[Tensor, Tensor]], title: str) -> Figure:
     for (name, (probabilities, labels)), colour in zip(models.items(), colours(len(models)), strict=True):
         confidence, right, share = reliability(probabilities, labels)
         error = float((share * (confidence - right).abs()).sum())
-        axis.plot(confidence.numpy(), right.numpy(), color=colour, label=f"{name}: error {error:.2%}")
+        axis.plot(confidence.numpy(), right.numpy(), color=colour, label=f"{name}: calibration error {error:.2%}")
         axis.scatter(confidence.numpy(), right.numpy(), s=(10 + 150 * share).numpy(), color=colour)
     axis.set(xlabel="confidence", ylabel="share of right answers", title=title, xlim=(0, 1.03), ylim=(0, 1.03))
     axis.legend(loc="upper left")

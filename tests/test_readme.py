@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+import torch
 
 from helpers.results import load_card
 
@@ -109,7 +110,7 @@ def notebook_1():
         f"reads {learned:.1%} (one seed, batches a third",
         f"bfloat16 is {100 * paired[0]:.1f} points above and {-100 * paired[1]:.1f} and {-100 * paired[2]:.1f} below",
         f"goes from {steps[0]:.2f} to {steps[1]:.2f}",
-        f"on AddNIST, {digits} of them all {wrong_answers} (first seed)",
+        f"on rebuilt AddNIST, {digits} of them all {wrong_answers} (first seed)",
         " and ".join(f"{mean(of):.1%} ± {stdev(of):.1%} in {name}".replace("%", "", 1) for name, of in coarse.items()),
         f"which read {best['seeds'][0]['test_accuracy']:.1%} and, the report's, "
         f"{paper['seeds'][0]['test_accuracy']:.1%} of",
@@ -170,6 +171,9 @@ def notebook_2():
 
 def notebook_3():
     card = load_card("interpolation")
+    classes = torch.load(ROOT / "weights" / "diffusion.pt")["net.class_embedding.weight"][:100]
+    norms, pairs = classes.norm(dim=1), torch.combinations(torch.arange(100))  # (100,), (4950, 2)
+    shorter = 1 - (classes[pairs].mean(dim=1).norm(dim=1) / norms[pairs].mean(dim=1)).mean()
     assert card["weights_sha256"] == load_card("diffusion")["sha256"]
     rows, middles = card["smoothness"]["rows"], {name: row["fid"] for name, row in card["middles"]["rows"].items()}
     length = {name: {int(count): mean for count, (mean, _) in row["length"].items()} for name, row in rows.items()}
@@ -189,6 +193,9 @@ def notebook_3():
     return [
         f"path 4.0 times as long ({card['smoothness']['pairs']} random pairs)",
         f"they make it {glide[37] / glide[10]:.1f} times as long",
+        f"theirs run from {norms.min():.1f} to {norms.max():.1f}; slerp",
+        f"coming out about {shorter:.0%} shorter",
+        f"class embedding about as much ({shorter:.0%})",
         f"grows by the same factor, {shared[37] / shared[10]:.1f}",
         f"({uneven['DDPM, shared noise; class switches']:.1f} times the mean step), and less where the noise moves as "
         f"well ({uneven['deterministic, noise slerp; class switches']:.1f} times, against the glide's "
