@@ -171,6 +171,7 @@ def notebook_2():
 
 def notebook_3():
     card = load_card("interpolation")
+    back = card["inversion"]
     classes = torch.load(ROOT / "weights" / "diffusion.pt")["net.class_embedding.weight"][:100]
     norms, pairs = classes.norm(dim=1), torch.combinations(torch.arange(100))  # (100,), (4950, 2)
     shorter = 1 - (classes[pairs].mean(dim=1).norm(dim=1) / norms[pairs].mean(dim=1)).mean()
@@ -196,6 +197,7 @@ def notebook_3():
         f"theirs run from {norms.min():.1f} to {norms.max():.1f}; slerp",
         f"coming out about {shorter:.0%} shorter",
         f"class embedding about as much ({shorter:.0%})",
+        f"({back['psnr']:.1f} ± {back['psnr_std_over_images']:.1f} dB on {back['n']} images",
         f"grows by the same factor, {shared[37] / shared[10]:.1f}",
         f"({uneven['DDPM, shared noise; class switches']:.1f} times the mean step), and less where the noise moves as "
         f"well ({uneven['deterministic, noise slerp; class switches']:.1f} times, against the glide's "
