@@ -151,8 +151,11 @@ def test_a_checkpoint_of_an_older_version_is_said_and_changes_nothing(tmp_path, 
     torch.save(state, buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest().encode()
     checkpoint.path.write_bytes(digest + b"\n" + buffer.getvalue())
+    other = _checkpoint(tmp_path)
+    before = copy.deepcopy({name: part.state_dict() for name, part in other.parts.items()})
     with pytest.raises(TrainingError, match=r"run-.*\.ckpt is of an older version: move it away"):
-        _checkpoint(tmp_path).resume()
+        other.resume()
+    assert same({name: part.state_dict() for name, part in other.parts.items()}, before)
 
 
 def test_a_home_folder_is_a_home_folder(tmp_path, monkeypatch):
