@@ -1,10 +1,12 @@
-"""Two nets for AddNIST: the report's, and one that reads each digit and adds them up."""
+"""Two nets for AddNIST: the report's, and one that reads each digit and adds them up; and nets to compare it with."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from helpers import batches
 
 
 def _check(x: Tensor) -> None:
@@ -90,3 +92,58 @@ def log_sum_distribution(digits: Tensor) -> Tensor:
         copies = [F.pad(total + digit[:, i : i + 1], (i, 9 - i), value=-torch.inf) for i in range(10)]
         total = torch.stack(copies).logsumexp(dim=0)
     return total
+
+
+class LearnedSum(nn.Module):
+    """For comparison: the shared reader, and a linear layer in place of the sum. As `PaperClassifier`, -> logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.digits, self.sum = DigitSumClassifier(), nn.Linear(30, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum(self.digits.digit_log_probabilities(x).flatten(1))
+
+
+class SeparateReaders(nn.Module):
+    """For comparison: the exact sum, and a narrower reader for each channel. As `DigitSumClassifier`."""
+
+    def __init__(self):
+        super().__init__()
+        self.readers = nn.ModuleList(DigitSumClassifier((14, 20, 30, 34, 38)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = [reader.digit_log_probabilities(x)[:, channel] for channel, reader in enumerate(self.readers)]
+        return label_log_probabilities(torch.stack(read, dim=1))
+
+
+def no_batch_norm() -> DigitSumClassifier:
+    """For comparison: the net that adds, with biases in place of batch norm, whose shifts did their work."""
+    net = DigitSumClassifier()
+    layers = [
+        nn.Conv2d(layer.in_channels, layer.out_channels, 3) if isinstance(layer, nn.Conv2d) else layer
+        for layer in net.reader
+        if not isinstance(layer, nn.BatchNorm2d)
+    ]
+    net.reader = nn.Sequential(*layers)
+    return net
+
+
+@torch.no_grad()
+def predict(net: nn.Module, images: Tensor, *, looks: int = 1, jitter: dict | None = None) -> Tensor:
+    """A net's answers to uint8 images (N, C, 28, 28), normalised for it: log-probabilities (N, K), float32, on the CPU.
+
+    net: from normalised floats to logits or log-probabilities, in eval mode, on any device. looks: above 1, the mean
+    over so many views of each image, turned and bent by `batches.jitter(**jitter)`, the same for every net, as torch's
+    generator is seeded for it. Raises ValueError for a net in training mode.
+    """
+    if net.training:
+        raise ValueError("the net is in training mode, where its answers depend on the batch: call net.eval() first")
+    if looks > 1:
+        batches.seed_step(0, 0)
+    device, found = next(net.parameters()).device, []
+    for part in images.split(64):
+        x = batches.normalise(part.to(device))
+        views = [batches.jitter(x, **jitter or {}) for _ in range(looks)] if looks > 1 else [x]
+        found.append(torch.stack([F.log_softmax(net(view).float(), dim=1) for view in views]).mean(dim=0).cpu())
+    return torch.cat(found)

@@ -5,9 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from helpers import batches, classifiers, data
+from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier, PaperClassifier, log_sum_distribution
 
-NETS = [PaperClassifier, DigitSumClassifier]
+COMPARED = [classifiers.LearnedSum, classifiers.SeparateReaders, classifiers.no_batch_norm]
+NETS = [PaperClassifier, DigitSumClassifier, *COMPARED]
 
 
 @pytest.mark.parametrize("make", NETS)
@@ -72,7 +74,7 @@ def test_channel_order_does_not_matter_to_the_sum():
         torch.testing.assert_close(net(x), net(x[:, [2, 0, 1]]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("make", [PaperClassifier, DigitSumClassifier])
 def test_one_batch_can_be_overfitted(make):
     torch.manual_seed(0)
     images, labels = (part[:16] for part in data.addnist("", "train", "demo"))
@@ -104,8 +106,45 @@ def test_200_steps_teach_it_to_read_from_sums_alone():
     x, y = data.addnist("", "test", "demo")
     digits, names = data.digits("", "test", "demo")
     net.eval()
-    with torch.no_grad():
-        right = (net(batches.normalise(x)).argmax(dim=1) == y).float().mean()
-        read = net.digit_log_probabilities(batches.normalise(digits[:498].view(-1, 3, 28, 28))).argmax(dim=2).flatten()
+    right = (classifiers.predict(net, x).argmax(dim=1) == y).float().mean()
+    read = classifiers.predict(net.reader, digits[:498, None]).argmax(dim=1)
     assert right > 0.9
     assert (read == names[:498]).float().mean() > 0.97
+
+
+def test_the_nets_to_compare_with_differ_in_what_their_names_say_and_keep_the_budget():
+    parameters = {make: count_parameters(make()) for make in NETS}
+    assert max(parameters.values()) <= 100_000
+    reader = count_parameters(DigitSumClassifier())
+    assert parameters[classifiers.LearnedSum] == reader + 30 * 20 + 20
+    biases = sum(2 * width for width in (24, 32, 48, 56, 64))  # a scale and a shift a channel, against a bias
+    assert parameters[classifiers.no_batch_norm] == reader - biases // 2
+    x, separate = torch.randn(5, 3, 28, 28), classifiers.SeparateReaders().eval()
+    with torch.no_grad():  # whoever reads one channel does not see the others
+        before, separate.readers[1] = separate(x), separate.readers[0]
+        own = [separate.readers[0].digit_log_probabilities(x)[:, channel] for channel in (0, 1)]
+        own.append(separate.readers[2].digit_log_probabilities(x)[:, 2])
+        torch.testing.assert_close(separate(x), classifiers.label_log_probabilities(torch.stack(own, dim=1)))
+    assert not torch.allclose(before, separate(x))
+
+
+def test_predictions_are_those_of_the_net_image_by_image_and_averaged_over_looks():
+    torch.manual_seed(0)
+    images, _ = (part[:70] for part in data.addnist("", "train", "demo"))  # more than a batch
+    net, paper = DigitSumClassifier().eval(), PaperClassifier().eval()
+    with torch.no_grad():
+        for of in (net, paper):  # log-probabilities, and logits
+            expected = of(batches.normalise(images)).log_softmax(dim=1)
+            torch.testing.assert_close(classifiers.predict(of, images), expected, atol=1e-5, rtol=1e-4)
+    still = classifiers.predict(net, images, looks=3, jitter={})
+    torch.testing.assert_close(still, classifiers.predict(net, images), atol=1e-2, rtol=1e-2)  # bicubic, but in place
+    moved = classifiers.predict(net, images, looks=3, jitter={"shift": 3.0})
+    assert not torch.allclose(still, moved, atol=1e-3)
+    assert torch.equal(moved, classifiers.predict(net, images, looks=3, jitter={"shift": 3.0}))
+    before = torch.get_rng_state()
+    classifiers.predict(net, images)
+    assert torch.equal(before, torch.get_rng_state())  # at one look nothing is drawn
+    with pytest.raises(ValueError, match="training mode"):
+        classifiers.predict(net.train(), images)
+    with pytest.raises(TypeError, match="uint8"):
+        classifiers.predict(net.eval(), images.float())
