@@ -209,6 +209,17 @@ def judge(drawn: Tensor, real: Tensor) -> dict[str, float]:
     }
 
 
+def nearest(drawn: Tensor, images: Tensor, count: int) -> Tensor:
+    """The images nearest to each drawing, pixel by pixel, mirrored ones included: indices (N, count), nearest first.
+
+    drawn, images: uint8 (N, C, H, W) and (M, C, H, W), on one device; count in 1…M. A copy shows itself here.
+    """
+    flat = drawn.flatten(1).float()
+    parts = [(part.flatten(1).float(), part.flip(3).flatten(1).float()) for part in images.split(5_000)]
+    distances = torch.cat([torch.minimum(*(torch.cdist(flat, way) for way in part)) for part in parts], dim=1)
+    return distances.topk(count, largest=False).indices
+
+
 def _checked(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
     a, b = (torch.as_tensor(of).cpu().double() for of in (features_a, features_b))  # Apple's GPUs have no float64
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:

@@ -288,3 +288,15 @@ def test_images_of_another_shape_are_refused(network):
     for shape in ((4, 32, 32, 3), (4, 1, 32, 32), (3, 32, 32)):
         with pytest.raises(ValueError, match=r"expected images \(N, 3, H, W\)"):
             fid.features(torch.zeros(shape, dtype=torch.uint8), network)
+
+
+def test_the_nearest_images_are_found_among_more_than_a_block_mirrored_ones_included():
+    images = torch.randint(256, (5_003, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    drawn = torch.stack([images[5_001], images[7].flip(2), images[42]])  # the image, its mirror, nearly the image
+    drawn[2, 0, 0, 0] = 255 - drawn[2, 0, 0, 0]
+    found = fid.nearest(drawn, images, 3)
+    assert found.shape == (3, 3)
+    assert found[:, 0].tolist() == [5_001, 7, 42]
+    a, b = drawn[0].float(), images.float()
+    distances = torch.minimum(*((way - a).square().sum(dim=(1, 2, 3)) for way in (b, b.flip(3))))
+    assert found[0].tolist() == distances.argsort()[:3].tolist()
