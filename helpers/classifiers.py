@@ -95,7 +95,7 @@ def log_sum_distribution(digits: Tensor) -> Tensor:
 
 
 class LearnedSum(nn.Module):
-    """For comparison: the shared reader, and a linear layer in place of the sum. As `PaperClassifier`, -> logits."""
+    """For comparison: the shared reader, and a linear layer in place of the sum; -> logits (B, 20)."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ class LearnedSum(nn.Module):
 
 
 class SeparateReaders(nn.Module):
-    """For comparison: the exact sum, and a narrower reader for each channel. As `DigitSumClassifier`."""
+    """For comparison: the exact sum, and a narrower reader for each channel; -> log-probabilities (B, 20)."""
 
     def __init__(self):
         super().__init__()
@@ -134,16 +134,19 @@ def predict(net: nn.Module, images: Tensor, *, looks: int = 1, jitter: dict | No
     """A net's answers to uint8 images (N, C, 28, 28), normalised for it: log-probabilities (N, K), float32, on the CPU.
 
     net: from normalised floats to logits or log-probabilities, in eval mode, on any device. looks: above 1, the mean
-    over so many views of each image, turned and bent by `batches.jitter(**jitter)`, the same for every net, as torch's
-    generator is seeded for it. Raises ValueError for a net in training mode.
+    of these over so many views of each image by `batches.jitter(**jitter)`, not rescaled to add up to one; the same
+    views for every net, as torch's global generator is seeded for them. Raises ValueError for a net in training mode,
+    and for more than one look without a jitter.
     """
     if net.training:
         raise ValueError("the net is in training mode, where its answers depend on the batch: call net.eval() first")
+    if looks > 1 and jitter is None:
+        raise ValueError("several looks at an image need a jitter, or they all see the same")
     if looks > 1:
         batches.seed_step(0, 0)
     device, found = next(net.parameters()).device, []
     for part in images.split(64):
         x = batches.normalise(part.to(device))
-        views = [batches.jitter(x, **jitter or {}) for _ in range(looks)] if looks > 1 else [x]
+        views = [batches.jitter(x, **jitter) for _ in range(looks)] if looks > 1 else [x]
         found.append(torch.stack([F.log_softmax(net(view).float(), dim=1) for view in views]).mean(dim=0).cpu())
     return torch.cat(found)

@@ -1,4 +1,4 @@
-"""Fréchet Inception distance (Heusel et al. 2017), the way clean-fid measures it (Parmar et al. 2022).
+"""Fréchet Inception distance (Heusel et al. 2017), the way clean-fid measures it (Parmar et al. 2022); other judges.
 
 The resizing and the network are clean-fid's, each brought into a form that computes the same faster; features are
 computed in this process, without folders of PNGs; the distance is computed in float64 with eigh, which needs no

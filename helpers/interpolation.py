@@ -76,7 +76,10 @@ def switch(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
 
 
 def choose_pairs(classes: list[str], wanted: list[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:
-    """As many pairs of classes: the wanted ones whose classes are there, then random ones of the others, none twice."""
+    """`count` pairs of classes: the wanted ones whose classes are there, then random ones of classes not yet used.
+
+    Raises ValueError where there are too few classes, or more wanted pairs than `count`.
+    """
     known = [pair for pair in wanted if set(pair) <= set(classes)]
     taken = {name for pair in known for name in pair}
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import batches, classifiers, data
+from helpers import batches, classifiers, data, results
 from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier, PaperClassifier, log_sum_distribution
 
@@ -112,39 +112,54 @@ def test_200_steps_teach_it_to_read_from_sums_alone():
     assert (read == names[:498]).float().mean() > 0.97
 
 
-def test_the_nets_to_compare_with_differ_in_what_their_names_say_and_keep_the_budget():
-    parameters = {make: count_parameters(make()) for make in NETS}
-    assert max(parameters.values()) <= 100_000
-    reader = count_parameters(DigitSumClassifier())
-    assert parameters[classifiers.LearnedSum] == reader + 30 * 20 + 20
-    biases = sum(2 * width for width in (24, 32, 48, 56, 64))  # a scale and a shift a channel, against a bias
-    assert parameters[classifiers.no_batch_norm] == reader - biases // 2
-    x, separate = torch.randn(5, 3, 28, 28), classifiers.SeparateReaders().eval()
-    with torch.no_grad():  # whoever reads one channel does not see the others
-        before, separate.readers[1] = separate(x), separate.readers[0]
-        own = [separate.readers[0].digit_log_probabilities(x)[:, channel] for channel in (0, 1)]
-        own.append(separate.readers[2].digit_log_probabilities(x)[:, 2])
-        torch.testing.assert_close(separate(x), classifiers.label_log_probabilities(torch.stack(own, dim=1)))
-    assert not torch.allclose(before, separate(x))
-
-
-def test_predictions_are_those_of_the_net_image_by_image_and_averaged_over_looks():
-    torch.manual_seed(0)
-    images, _ = (part[:70] for part in data.addnist("", "train", "demo"))  # more than a batch
-    net, paper = DigitSumClassifier().eval(), PaperClassifier().eval()
+def test_the_nets_to_compare_with_differ_in_what_their_names_say():
+    published = results.load_card("classifier_ingredients")["rows"]
+    for title, make in zip(("learned sum", "separate readers", "no batch norm"), COMPARED, strict=True):
+        assert count_parameters(make()) == published[title]["parameters"] <= 100_000
+    x, net = torch.randn(5, 3, 28, 28), classifiers.LearnedSum().eval()
     with torch.no_grad():
-        for of in (net, paper):  # log-probabilities, and logits
-            expected = of(batches.normalise(images)).log_softmax(dim=1)
-            torch.testing.assert_close(classifiers.predict(of, images), expected, atol=1e-5, rtol=1e-4)
-    still = classifiers.predict(net, images, looks=3, jitter={})
-    torch.testing.assert_close(still, classifiers.predict(net, images), atol=1e-2, rtol=1e-2)  # bicubic, but in place
-    moved = classifiers.predict(net, images, looks=3, jitter={"shift": 3.0})
-    assert not torch.allclose(still, moved, atol=1e-3)
-    assert torch.equal(moved, classifiers.predict(net, images, looks=3, jitter={"shift": 3.0}))
-    before = torch.get_rng_state()
-    classifiers.predict(net, images)
-    assert torch.equal(before, torch.get_rng_state())  # at one look nothing is drawn
+        torch.testing.assert_close(net(x), net.sum(net.digits.digit_log_probabilities(x).flatten(1)))
+
+    kinds = [type(layer) for layer in DigitSumClassifier().reader if not isinstance(layer, torch.nn.BatchNorm2d)]
+    assert [type(layer) for layer in classifiers.no_batch_norm().reader] == kinds
+
+    separate = classifiers.SeparateReaders().eval()
+    with torch.no_grad():
+        own = [reader.digit_log_probabilities(x)[:, i] for i, reader in enumerate(separate.readers)]
+        torch.testing.assert_close(separate(x), classifiers.label_log_probabilities(torch.stack(own, dim=1)))
+    assert len({id(reader) for reader in separate.readers}) == 3
+
+
+def test_predictions_are_those_of_the_net_image_by_image():
+    torch.manual_seed(0)
+    images = data.addnist("", "train", "demo")[0][:70]  # more than a batch
+    for net in (DigitSumClassifier().eval(), PaperClassifier().eval()):  # log-probabilities, and logits
+        with torch.no_grad():
+            expected = net(batches.normalise(images)).log_softmax(dim=1)
+        before = torch.get_rng_state()
+        torch.testing.assert_close(classifiers.predict(net, images), expected, atol=1e-5, rtol=1e-4)
+        assert torch.equal(before, torch.get_rng_state())  # at one look nothing is drawn
+    assert classifiers.predict(PaperClassifier().bfloat16().eval(), images).dtype == torch.float32
+
+
+def test_predictions_over_several_looks_are_the_mean_over_jittered_ones():
+    torch.manual_seed(0)
+    images, net = data.addnist("", "train", "demo")[0][:5], DigitSumClassifier().eval()
+    found = classifiers.predict(net, images, looks=3, jitter={"shift": 3.0})
+    batches.seed_step(0, 0)
+    with torch.no_grad():
+        views = [net(batches.jitter(batches.normalise(images), shift=3.0)) for _ in range(3)]
+    torch.testing.assert_close(found, torch.stack(views).mean(dim=0), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(views[0], views[1], atol=1e-3)
+    torch.manual_seed(1)
+    assert torch.equal(found, classifiers.predict(net, images, looks=3, jitter={"shift": 3.0}))
+
+
+def test_predictions_that_would_mean_something_else_are_refused():
+    images, net = data.addnist("", "train", "demo")[0][:5], DigitSumClassifier()
     with pytest.raises(ValueError, match="training mode"):
-        classifiers.predict(net.train(), images)
+        classifiers.predict(net, images)
+    with pytest.raises(ValueError, match="need a jitter"):
+        classifiers.predict(net.eval(), images, looks=2)
     with pytest.raises(TypeError, match="uint8"):
-        classifiers.predict(net.eval(), images.float())
+        classifiers.predict(net, images.float())
