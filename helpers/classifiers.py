@@ -138,10 +138,10 @@ def predict(net: nn.Module, images: Tensor, *, looks: int = 1, jitter: dict | No
     views for every net, as torch's global generator is seeded for them. Raises ValueError for a net in training mode,
     and for more than one look without a jitter.
     """
-    if net.training:
+    if any(part.training for part in net.modules()):
         raise ValueError("the net is in training mode, where its answers depend on the batch: call net.eval() first")
-    if looks > 1 and jitter is None:
-        raise ValueError("several looks at an image need a jitter, or they all see the same")
+    if looks < 1 or (looks > 1 and jitter is None):
+        raise ValueError(f"looks must be at least 1, and more than one need a jitter, got {looks} and {jitter}")
     if looks > 1:
         batches.seed_step(0, 0)
     device, found = next(net.parameters()).device, []

@@ -78,14 +78,14 @@ def switch(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
 def choose_pairs(classes: list[str], wanted: list[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:
     """`count` pairs of classes: the wanted ones whose classes are there, then random ones of classes not yet used.
 
-    Raises ValueError where there are too few classes, or more wanted pairs than `count`.
+    Raises ValueError where there are too few classes.
     """
-    known = [pair for pair in wanted if set(pair) <= set(classes)]
+    known = [pair for pair in wanted if set(pair) <= set(classes)][:count]
     taken = {name for pair in known for name in pair}
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
     rest = [classes[i] for i in order if classes[i] not in taken]
     more = count - len(known)
-    if not 0 <= 2 * more <= len(rest):
+    if 2 * more > len(rest):
         raise ValueError(f"{len(classes)} classes do not give {count} pairs, {len(known)} of them wanted")
     return known + list(zip(rest[:more], rest[more : 2 * more], strict=True))
 

@@ -159,7 +159,12 @@ def test_predictions_that_would_mean_something_else_are_refused():
     images, net = data.addnist("", "train", "demo")[0][:5], DigitSumClassifier()
     with pytest.raises(ValueError, match="training mode"):
         classifiers.predict(net, images)
-    with pytest.raises(ValueError, match="need a jitter"):
-        classifiers.predict(net.eval(), images, looks=2)
+    for looks in (0, 2):
+        with pytest.raises(ValueError, match=f"need a jitter, got {looks}"):
+            classifiers.predict(net.eval(), images, looks=looks)
+    net.reader[1].train()
+    with pytest.raises(ValueError, match="training mode"):
+        classifiers.predict(net, images)
+    net.eval()
     with pytest.raises(TypeError, match="uint8"):
         classifiers.predict(net, images.float())

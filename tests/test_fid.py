@@ -300,3 +300,7 @@ def test_the_nearest_images_are_found_among_more_than_a_block_mirrored_ones_incl
     a, b = drawn[0].float(), images.float()
     distances = torch.minimum(*((way - a).square().sum(dim=(1, 2, 3)) for way in (b, b.flip(3))))
     assert found[0].tolist() == distances.argsort()[:3].tolist()
+    nearly = drawn[:1].expand(2_000, -1, -1, -1).clone()  # a copy among images that are off by one grey level
+    nearly[:, 0, 0, 0] += torch.where(nearly[:, 0, 0, 0] < 255, 1, -1).to(torch.uint8)
+    nearly[1_234] = drawn[0]
+    assert fid.nearest(drawn[:1], nearly, 1).item() == 1_234

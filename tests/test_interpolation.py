@@ -271,5 +271,4 @@ def test_pairs_are_the_wanted_ones_and_then_random_ones_of_the_other_classes():
     assert len(interpolation.choose_pairs(classes, [], 5, 0)) == 5
     with pytest.raises(ValueError, match="10 classes do not give 6 pairs"):
         interpolation.choose_pairs(classes, wanted, 6, 0)
-    with pytest.raises(ValueError, match="10 classes do not give 0 pairs, 1 of them wanted"):
-        interpolation.choose_pairs(classes, wanted, 0, 0)
+    assert interpolation.choose_pairs(classes, [("class 3", "class 4"), ("class 5", "class 6")], 1, 0) == wanted[:1]

@@ -192,7 +192,14 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
         assert (
             "could not be fetched: write your copy's address into this cell, or upload" in done.stderr.splitlines()[-1]
         )
-    shutil.make_archive(str(other / "bundle"), "zip", tmp_path, "origin")  # with a folder around it, as GitHub packs
+    shutil.make_archive(str(other / "bundle"), "zip", tmp_path, "stand-in")  # of something else
+    done = start(other, wrong)
+    assert "Colab: delete bundle first" in done.stderr.splitlines()[-1]
+    shutil.rmtree(other / "bundle")
+    (tmp_path / "pack" / "__MACOSX" / "origin" / "helpers").mkdir(parents=True)  # as a Mac packs
+    (tmp_path / "pack" / "__MACOSX" / "origin" / "helpers" / "._data.py").touch()
+    shutil.move(origin, tmp_path / "pack" / "origin")  # with a folder around it, as GitHub packs
+    shutil.make_archive(str(other / "bundle"), "zip", tmp_path / "pack")
     done = start(other, wrong)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == other / "bundle" / "origin" / "helpers" / "budget.py"
@@ -201,7 +208,7 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_started_elsewhere_a_notebook_says_where_it_wants_to_be(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RuntimeError, match="start in the folder of the bundle"):
+    with pytest.raises(RuntimeError, match="start in the bundle's folder"):
         exec(compile(code(path)[0]["source"], path.name, "exec"), {})
 
 
