@@ -1,13 +1,11 @@
-"""What happens to data on its way into a step: the batch of a step, normalisation, augmentation."""
+"""What happens to data on its way into a step: which images it is, and bytes to floats and back."""
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 MEAN, STD = 0.1307, 0.3081  # MNIST's, with which the official AddNIST files are normalised
 
@@ -67,43 +65,3 @@ def normalise(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass what `data.addnist` returns")
     return (images.float() / 255 - MEAN) / STD
-
-
-def shuffle_channels(images: Tensor) -> Tensor:
-    """Each image (B, 3, H, W) with its channels in a random order: another AddNIST image of the same label.
-
-    Random numbers come from torch's global generator.
-    """
-    order = torch.rand(len(images), 3, device=images.device).argsort(dim=1)
-    return images.gather(1, order[:, :, None, None].expand_as(images))
-
-
-def jitter(
-    images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: float = 0.0, bend: float = 0.0
-) -> Tensor:
-    """Each channel of each image turned, scaled, moved and bent at random: float (B, C, H, W) -> same, on its device.
-
-    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: a smooth displacement of that many
-    pixels (standard deviation), the elastic deformation of Simard et al. (2003). What comes in from outside is the
-    images' least value, the background. Random numbers come from torch's global generator. Raises TypeError.
-    """
-    if not images.is_floating_point():
-        raise TypeError(f"expected float images, got {images.dtype}: pass them through batches.normalise first")
-    if images.device.type == "mps":  # which has no bicubic grid_sample
-        return jitter(images.cpu(), degrees=degrees, scale=scale, shift=shift, bend=bend).to(images.device)
-    b, c, h, w = images.shape
-    like = {"device": images.device, "dtype": images.dtype}
-    angle, size_x, size_y, x, y = (torch.rand(5, b * c, **like) * 2 - 1).unbind()
-    # Where each pixel looks: first its place is scaled, then turned, then moved, in a frame from -1 to 1.
-    cos, sin = (angle * math.radians(degrees)).cos(), (angle * math.radians(degrees)).sin()
-    turn = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
-    stretch = torch.stack([1 + scale * size_x, 1 + scale * size_y], dim=1).diag_embed()
-    move = torch.stack([2 * shift / w * x, 2 * shift / h * y], dim=1)[:, :, None]
-    grid = F.affine_grid(torch.cat([turn @ stretch, move], dim=2), [b * c, 1, h, w], align_corners=False)
-    # Bending: a displacement at 5 × 5 points, smooth in between.
-    points = torch.randn(b * c, 2, 5, 5, **like) * (2 * bend / w)
-    grid = grid + F.interpolate(points, size=(h, w), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    # Bicubic, so that strokes stay as sharp as in images that nobody moved; it overshoots at edges, hence the clamp.
-    darkest, brightest = images.aminmax()
-    moved = F.grid_sample((images - darkest).view(b * c, 1, h, w), grid, mode="bicubic", align_corners=False)
-    return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest)

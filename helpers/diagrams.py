@@ -73,7 +73,8 @@ def _layers(net: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...],
             kind, shape, before = rows.pop()
             rows.append((kind, shape, before + count))
         else:
-            rows.append((type(layer).__name__, tuple(out.shape[1:]), count))
+            stride = f", stride {layer.stride[0]}" if isinstance(layer, nn.Conv2d) and layer.stride[0] > 1 else ""
+            rows.append((type(layer).__name__ + stride, tuple(out.shape[1:]), count))
 
     drawn = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
     hooks = [layer.register_forward_hook(note) for layer in net.modules() if isinstance(layer, drawn)]
@@ -89,7 +90,8 @@ def _row_of_layers(axis, rows: list[tuple[str, tuple[int, ...], int]], start: fl
         x = start + 1.15 * i
         height = 0.9 + 1.3 * (shape[1] / 28 if len(shape) == 3 else shape[0] / 96)
         under = "×".join(map(str, shape)) + (f"\n{count:,}" if count else "")
-        _box(axis, x, 0, 0.5, height, NAMES.get(kind, kind), COLOURS.get(kind, "white"), under)
+        layer, comma, stride = kind.partition(",")
+        _box(axis, x, 0, 0.5, height, NAMES.get(layer, layer) + comma + stride, COLOURS.get(layer, "white"), under)
         if i:
             _arrow(axis, (x - 0.62, 0), (x - 0.03, 0))
 

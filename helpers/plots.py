@@ -103,11 +103,11 @@ def image_grid(
     images: Tensor, columns: int, *, title: str = "", captions: list[str] | None = None,
     column_titles: list[str] | None = None, row_titles: list[str] | None = None, inch: float = 0.75,
 ) -> Figure:  # fmt: skip
-    """uint8 images (N, 3, H, W), row by row; captions one an image, titles one a column or row."""
+    """uint8 images (N, 3, H, W), row by row, N from 0; captions one an image, titles one a column or row."""
     images = torch.as_tensor(images)
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     room = 0.32 if captions else 0.03
     size = (columns * inch + (1.1 if row_titles else 0), rows * (inch + room) + (0.4 if title or column_titles else 0))
     figure, axes = empty(rows, columns, size)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import batches, classifiers, data, results
+from helpers import augmentation, batches, classifiers, data, results
 from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier, PaperClassifier, log_sum_distribution
 
@@ -148,7 +148,7 @@ def test_predictions_over_several_looks_are_the_mean_over_jittered_ones():
     found = classifiers.predict(net, images, looks=3, jitter={"shift": 3.0})
     batches.seed_step(0, 0)
     with torch.no_grad():
-        views = [net(batches.jitter(batches.normalise(images), shift=3.0)) for _ in range(3)]
+        views = [net(augmentation.jitter(batches.normalise(images), shift=3.0)) for _ in range(3)]
     torch.testing.assert_close(found, torch.stack(views).mean(dim=0), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(views[0], views[1], atol=1e-3)
     torch.manual_seed(1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import batches, classifiers, data, diffusion, fid, interpolation, muon, plots, training, unet
+from helpers import augmentation, batches, classifiers, data, diffusion, fid, interpolation, muon, plots, training, unet
 
 ROOT = Path(__file__).parent.parent
 MPS = torch.device("mps")
@@ -82,9 +82,9 @@ def test_slerp_and_retime_on_an_apple_gpu(back):
 def test_jitter_on_an_apple_gpu_takes_the_cpu(back):
     images = batches.normalise(torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8))
     torch.manual_seed(0)
-    expected = batches.jitter(images, degrees=10, shift=2, bend=1)
+    expected = augmentation.jitter(images, degrees=10, shift=2, bend=1)
     torch.manual_seed(0)
-    assert torch.equal(batches.jitter(_on_mps(images), degrees=10, shift=2, bend=1), expected)
+    assert torch.equal(augmentation.jitter(_on_mps(images), degrees=10, shift=2, bend=1), expected)
     assert len(back) == 1
 
 
@@ -108,7 +108,8 @@ def test_another_default_dtype(float64):
     assert drawn.dtype == torch.uint8
     pairs, noises = (labels, labels.flip(0)), diffusion.starting_noise(8, 0).split(4)
     assert len(interpolation.between(denoiser, pairs, noises, torch.tensor([0.5]), **sampling)) == 1
-    digits = batches.jitter(batches.normalise(data.addnist("", "test", "demo")[0][:4]), degrees=10, shift=1, bend=1)
+    digits = batches.normalise(data.addnist("", "test", "demo")[0][:4])
+    digits = augmentation.jitter(digits, degrees=10, shift=1, bend=1)
     for net in (classifiers.PaperClassifier(), classifiers.DigitSumClassifier()):
         assert net(digits).shape == (4, 20)
     assert fid.features(images, lambda x: x.flatten(1)[:, :4]).dtype == torch.float32

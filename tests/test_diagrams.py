@@ -48,6 +48,7 @@ def test_the_net_that_adds_is_drawn_with_one_reader_and_all_its_parameters():
     assert sum(int(count.replace(",", "")) for count in under) == count_parameters(net)
     assert any(f"{count_parameters(net):,} in all" in text for text in texts)
     assert {"red", "green", "blue", "exact sum", "one reader, used three times"} <= set(texts)
+    assert [text for text in texts if text.startswith("conv")] == ["conv 3×3", "conv 3×3, stride 2", *["conv 3×3"] * 3]
 
 
 @pytest.mark.parametrize("net", [unet.UNet((8, 16), (1, 2), loops=(1, 3)), unet.plain()])

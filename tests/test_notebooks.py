@@ -125,7 +125,7 @@ def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, m
     cells = code(NOTEBOOKS[0])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
     kernel, moved = run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), []
-    monkeypatch.setattr(kernel["batches"], "jitter", lambda x, **how: moved.append(how["degrees"]) or x)
+    monkeypatch.setitem(kernel, "jitter", lambda x, **how: moved.append(how["degrees"]) or x)
     kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
     assert moved == [kernel["DEGREES"]] * 18
 

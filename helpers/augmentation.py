@@ -1,0 +1,55 @@
+"""Augmentation: images changed at random on their way into a step, so that a net never sees the same one twice.
+
+Random numbers come from torch's global generator, which `batches.seed_step` makes a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def mirror(images: Tensor) -> Tensor:
+    """Every other image (B, C, H, W), by chance, with left and right changed over; any type, on its device."""
+    return torch.where(torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images, images.flip(3))
+
+
+def shuffle_channels(images: Tensor) -> Tensor:
+    """Each image (B, 3, H, W) with its channels in a random order: another AddNIST image of the same label."""
+    order = torch.rand(len(images), 3, device=images.device).argsort(dim=1)
+    return images.gather(1, order[:, :, None, None].expand_as(images))
+
+
+def jitter(
+    images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: float = 0.0, bend: float = 0.0
+) -> Tensor:
+    """Each channel of each image turned, scaled, moved and bent at random: float (B, C, H, W) -> same, on its device.
+
+    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: a smooth displacement of that many
+    pixels (standard deviation), the elastic deformation of Simard et al. (2003). What comes in from outside is the
+    images' least value, the background. Raises TypeError.
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"expected float images, got {images.dtype}: pass them through batches.normalise first")
+    if images.device.type == "mps":  # which has no bicubic grid_sample
+        return jitter(images.cpu(), degrees=degrees, scale=scale, shift=shift, bend=bend).to(images.device)
+    b, c, h, w = images.shape
+    like = {"device": images.device, "dtype": images.dtype}
+    angle, size_x, size_y, x, y = (torch.rand(5, b * c, **like) * 2 - 1).unbind()
+    # Where each pixel looks: first its place is scaled, then turned, then moved, in a frame from -1 to 1.
+    cos, sin = (angle * math.radians(degrees)).cos(), (angle * math.radians(degrees)).sin()
+    turn = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
+    stretch = torch.stack([1 + scale * size_x, 1 + scale * size_y], dim=1).diag_embed()
+    move = torch.stack([2 * shift / w * x, 2 * shift / h * y], dim=1)[:, :, None]
+    grid = F.affine_grid(torch.cat([turn @ stretch, move], dim=2), [b * c, 1, h, w], align_corners=False)
+    # Bending: a displacement at 5 × 5 points, smooth in between: bicubic, as one matrix for each side (far faster).
+    points, corners = torch.randn(b * c, 2, 5, 5, **like) * (2 * bend / w), torch.eye(5, **like)[None, :, :, None]
+    down, across = (F.interpolate(corners, size=(n, 1), mode="bicubic", align_corners=True)[0, :, :, 0] for n in (h, w))
+    grid = grid + (down.T @ points @ across).permute(0, 2, 3, 1)
+    # Bicubic, so that strokes stay as sharp as in images that nobody moved; it overshoots at edges, hence the clamp.
+    darkest, brightest = images.aminmax()
+    moved = F.grid_sample((images - darkest).view(b * c, 1, h, w), grid, mode="bicubic", align_corners=False)
+    return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest)

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from helpers import augmentation, batches, data
+
+
+def test_jitter_moves_each_channel_on_its_own_and_no_more_than_said():
+    blob = torch.exp(-((torch.arange(28) - 13.5) ** 2) / 8)
+    images = (2.4 * blob[:, None] * blob - 0.4).expand(50, 3, 28, 28)
+    torch.testing.assert_close(augmentation.jitter(images), images)
+    torch.manual_seed(0)
+    moved = augmentation.jitter(images, shift=3.0) + 0.4
+    assert float(moved.amin()) == pytest.approx(0, abs=1e-5)
+    mass = moved.sum(dim=(2, 3))
+    torch.testing.assert_close(mass, torch.full_like(mass, 2.4 * blob.sum() ** 2), rtol=5e-3, atol=0)
+    centre = (moved.sum(dim=2) * torch.arange(28)).sum(dim=2) / mass - 13.5  # (50, 3): how far right
+    assert 2.5 < float(centre.abs().amax()) <= 3.001
+    assert float((centre[:, 0] - centre[:, 1]).abs().mean()) > 1
+    turned = augmentation.jitter(images, degrees=20, scale=0.2)
+    assert not torch.allclose(turned, images)
+    torch.testing.assert_close(turned.flip(2, 3), turned)  # about the centre
+
+
+def test_jitter_keeps_strokes_sharp():
+    images = batches.normalise(data.addnist("", "test", "demo")[0][:50])
+    torch.manual_seed(0)
+    moved = augmentation.jitter(images, shift=2.0)
+    edges = [float((x[..., 1:] - x[..., :-1]).square().mean()) for x in (moved, images)]
+    assert edges[0] / edges[1] > 0.8  # interpolated bilinearly, they lose more than that
+
+
+def test_bending_is_smooth_and_as_large_as_said():
+    ramp = torch.arange(28.0).expand(200, 3, 28, 28)  # its value says where a pixel came from
+    torch.manual_seed(0)
+    moved = (augmentation.jitter(ramp, bend=0.5) - ramp)[:, :, 6:22, 6:22]
+    assert 0.3 < float(moved.std()) <= 0.5
+    assert float((moved[..., 1:] - moved[..., :-1]).std()) < 0.12
+    assert abs(float(torch.corrcoef(moved[:, :2, 8, 8].T)[0, 1])) < 0.25  # each channel on its own
+
+
+def test_shuffled_channels_are_the_same_three_and_every_order_occurs():
+    images = torch.arange(3, dtype=torch.uint8).view(1, 3, 1, 1).expand(6000, 3, 2, 2)
+    torch.manual_seed(0)
+    orders, counts = augmentation.shuffle_channels(images)[:, :, 0, 0].unique(dim=0, return_counts=True)
+    assert orders.tolist() == [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
+    assert counts.min() > 850
+
+
+def test_a_channel_is_scaled_first_then_turned_then_moved(monkeypatch):
+    """Against the affine map written out, with random numbers that are known."""
+    angle, size_x, size_y, x, y = 1.0, 0.5, -1.0, 0.3, -0.6
+    drawn = (torch.tensor([angle, size_x, size_y, x, y]) + 1)[:, None] / 2
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
+    image = torch.rand_like(torch.zeros(1, 1, 28, 28))
+    cos, sin = math.cos(math.radians(30)), math.sin(math.radians(30))
+    sx, sy = 1 + 0.4 * size_x, 1 + 0.4 * size_y
+    theta = torch.tensor([[[cos * sx, -sin * sy, 2 * 3 / 28 * x], [sin * sx, cos * sy, 2 * 3 / 28 * y]]])
+    grid = F.affine_grid(theta, [1, 1, 28, 28], align_corners=False)
+    low, high = image.aminmax()
+    expected = F.grid_sample(image - low, grid, mode="bicubic", align_corners=False) + low
+    moved = augmentation.jitter(image, degrees=30, scale=0.4, shift=3)
+    torch.testing.assert_close(moved, expected.clamp(low, high))
+
+
+def test_bending_is_bicubic_between_its_points():
+    images = torch.rand(2, 3, 20, 28)
+    torch.manual_seed(0)
+    bent = augmentation.jitter(images, bend=2.0)
+    torch.manual_seed(0)
+    torch.rand(5, 6)  # angles, sizes, shifts
+    points = torch.randn(6, 2, 5, 5) * (2 * 2.0 / 28)
+    grid = F.affine_grid(torch.eye(2, 3).expand(6, 2, 3), [6, 1, 20, 28], align_corners=False)
+    grid = grid + F.interpolate(points, size=(20, 28), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    darkest = images.min()
+    expected = F.grid_sample((images - darkest).view(6, 1, 20, 28), grid, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(bent, (expected.view_as(images) + darkest).clamp(darkest, images.max()))
+
+
+def test_bytes_to_jitter_are_refused():
+    with pytest.raises(TypeError, match="normalise first"):
+        augmentation.jitter(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_about_half_the_images_are_mirrored_and_none_is_changed_otherwise():
+    images = torch.randint(0, 256, (1000, 3, 2, 4), dtype=torch.uint8)
+    torch.manual_seed(0)
+    found = augmentation.mirror(images)
+    flipped = (found == images.flip(3)).all(dim=(1, 2, 3))
+    assert 420 < int(flipped.sum()) < 580
+    assert torch.equal(found[~flipped], images[~flipped])
