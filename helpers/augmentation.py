@@ -26,14 +26,16 @@ def shuffle_channels(images: Tensor) -> Tensor:
 def jitter(
     images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: float = 0.0, bend: float = 0.0
 ) -> Tensor:
-    """Each channel of each image turned, scaled, moved and bent at random: float (B, C, H, W) -> same, on its device.
+    """Each channel of each image turned, scaled, moved and bent at random: float32 or float64 (B, C, H, W) -> same.
 
-    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: a smooth displacement of that many
-    pixels (standard deviation), the elastic deformation of Simard et al. (2003). What comes in from outside is the
-    images' least value, the background. Raises TypeError.
+    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: a displacement of that many pixels
+    (standard deviation) at 5 × 5 points, smooth and somewhat less in between: the elastic deformation of Simard et al.
+    (2003). What comes in from outside is the images' least value, the background. Raises TypeError for other types.
     """
-    if not images.is_floating_point():
-        raise TypeError(f"expected float images, got {images.dtype}: pass them through batches.normalise first")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"expected float32 images, got {images.dtype}: pass them through batches.normalise first")
+    if len(images) == 0:
+        return images
     if images.device.type == "mps":  # which has no bicubic grid_sample
         return jitter(images.cpu(), degrees=degrees, scale=scale, shift=shift, bend=bend).to(images.device)
     b, c, h, w = images.shape
@@ -46,10 +48,11 @@ def jitter(
     move = torch.stack([2 * shift / w * x, 2 * shift / h * y], dim=1)[:, :, None]
     grid = F.affine_grid(torch.cat([turn @ stretch, move], dim=2), [b * c, 1, h, w], align_corners=False)
     # Bending: a displacement at 5 × 5 points, smooth in between: bicubic, as one matrix for each side (far faster).
-    points, corners = torch.randn(b * c, 2, 5, 5, **like) * (2 * bend / w), torch.eye(5, **like)[None, :, :, None]
+    pixels = torch.tensor([2 / w, 2 / h], **like).view(2, 1, 1)
+    points, corners = torch.randn(b * c, 2, 5, 5, **like) * bend * pixels, torch.eye(5, **like)[None, :, :, None]
     down, across = (F.interpolate(corners, size=(n, 1), mode="bicubic", align_corners=True)[0, :, :, 0] for n in (h, w))
     grid = grid + (down.T @ points @ across).permute(0, 2, 3, 1)
     # Bicubic, so that strokes stay as sharp as in images that nobody moved; it overshoots at edges, hence the clamp.
     darkest, brightest = images.aminmax()
-    moved = F.grid_sample((images - darkest).view(b * c, 1, h, w), grid, mode="bicubic", align_corners=False)
+    moved = F.grid_sample((images - darkest).reshape(b * c, 1, h, w), grid, mode="bicubic", align_corners=False)
     return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest)

@@ -80,7 +80,7 @@ def choose_pairs(classes: list[str], wanted: list[tuple[str, str]], count: int, 
 
     Raises ValueError where there are too few classes.
     """
-    known = [pair for pair in wanted if set(pair) <= set(classes)][:count]
+    known = [pair for pair in dict.fromkeys(wanted) if set(pair) <= set(classes)][:count]
     taken = {name for pair in known for name in pair}
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
     rest = [classes[i] for i in order if classes[i] not in taken]

@@ -280,7 +280,7 @@ def calibration(models: dict[str, tuple[Tensor, Tensor]], title: str) -> Figure:
         axis.plot(confidence.numpy(), right.numpy(), color=colour, label=f"{name}: calibration error {error:.2%}")
         axis.scatter(confidence.numpy(), right.numpy(), s=(10 + 150 * share).numpy(), color=colour)
     axis.set(xlabel="confidence", ylabel="share of right answers", title=title, xlim=(0, 1.03), ylim=(0, 1.03))
-    axis.legend(loc="upper left")
+    axis.legend(loc="lower right")
     return figure
 
 

@@ -126,7 +126,8 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, exa
     try:
         module.load_state_dict(load_tensors(data, path.name))
     except RuntimeError as error:
-        raise DataError(f"{path.name} is of another architecture or version ({error}): move it away.") from error
+        where = f"{path.name} and its .json in {path.parent.name}/"
+        raise DataError(f"{where} are of another architecture or an older version: move both away.") from error
     module.eval()
     if example and "answer" in card and not np.allclose(_answer(module, example), card["answer"], 0.01, 1e-3):
         print(f"{name}: these weights were trained in another net, whose code has changed since. "

@@ -71,7 +71,7 @@ def test_bending_is_bicubic_between_its_points():
     bent = augmentation.jitter(images, bend=2.0)
     torch.manual_seed(0)
     torch.rand(5, 6)  # angles, sizes, shifts
-    points = torch.randn(6, 2, 5, 5) * (2 * 2.0 / 28)
+    points = 2.0 * torch.randn(6, 2, 5, 5) * torch.tensor([2 / 28, 2 / 20]).view(2, 1, 1)  # pixels across and down
     grid = F.affine_grid(torch.eye(2, 3).expand(6, 2, 3), [6, 1, 20, 28], align_corners=False)
     grid = grid + F.interpolate(points, size=(20, 28), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     darkest = images.min()
@@ -84,10 +84,27 @@ def test_bytes_to_jitter_are_refused():
         augmentation.jitter(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
 
 
-def test_about_half_the_images_are_mirrored_and_none_is_changed_otherwise():
-    images = torch.randint(0, 256, (1000, 3, 2, 4), dtype=torch.uint8)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_too_coarse_a_type_to_jitter_is_refused(dtype):
+    with pytest.raises(TypeError, match="expected float32 images"):
+        augmentation.jitter(torch.zeros(4, 3, 8, 8, dtype=dtype))
+
+
+def test_any_layout_and_no_images_at_all_can_be_augmented():
+    images = torch.rand(4, 3, 8, 8)
+    for augment in (augmentation.mirror, augmentation.shuffle_channels, lambda x: augmentation.jitter(x, bend=1.0)):
+        torch.manual_seed(0)
+        expected = augment(images)
+        torch.manual_seed(0)
+        assert torch.equal(augment(images.to(memory_format=torch.channels_last)), expected)
+        assert augment(images[:0]).shape == (0, 3, 8, 8)
+
+
+def test_half_the_images_are_mirrored_and_none_is_changed_otherwise():
+    images = torch.randint(0, 256, (10_000, 3, 2, 4), dtype=torch.uint8)
     torch.manual_seed(0)
     found = augmentation.mirror(images)
+    assert found.dtype == torch.uint8
     flipped = (found == images.flip(3)).all(dim=(1, 2, 3))
-    assert 420 < int(flipped.sum()) < 580
+    assert 4850 < int(flipped.sum()) < 5150
     assert torch.equal(found[~flipped], images[~flipped])

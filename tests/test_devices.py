@@ -82,9 +82,10 @@ def test_slerp_and_retime_on_an_apple_gpu(back):
 def test_jitter_on_an_apple_gpu_takes_the_cpu(back):
     images = batches.normalise(torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8))
     torch.manual_seed(0)
-    expected = augmentation.jitter(images, degrees=10, shift=2, bend=1)
+    how = {"degrees": 10, "scale": 0.1, "shift": 2, "bend": 1}
+    expected = augmentation.jitter(images, **how)
     torch.manual_seed(0)
-    assert torch.equal(augmentation.jitter(_on_mps(images), degrees=10, shift=2, bend=1), expected)
+    assert torch.equal(augmentation.jitter(_on_mps(images), **how), expected)
     assert len(back) == 1
 
 

@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 
 from helpers import batches, diagrams, unet
 from helpers.budget import count_parameters
@@ -49,6 +50,9 @@ def test_the_net_that_adds_is_drawn_with_one_reader_and_all_its_parameters():
     assert any(f"{count_parameters(net):,} in all" in text for text in texts)
     assert {"red", "green", "blue", "exact sum", "one reader, used three times"} <= set(texts)
     assert [text for text in texts if text.startswith("conv")] == ["conv 3×3", "conv 3×3, stride 2", *["conv 3×3"] * 3]
+    boxes = diagrams.adder_diagram(net).axes[0].patches
+    blue = to_rgba(diagrams.COLOURS["Conv2d"])
+    assert sum(box.get_facecolor() == blue for box in boxes) == 5  # a stride does not take its colour
 
 
 @pytest.mark.parametrize("net", [unet.UNet((8, 16), (1, 2), loops=(1, 3)), unet.plain()])

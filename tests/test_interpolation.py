@@ -272,3 +272,6 @@ def test_pairs_are_the_wanted_ones_and_then_random_ones_of_the_other_classes():
     with pytest.raises(ValueError, match="10 classes do not give 6 pairs"):
         interpolation.choose_pairs(classes, wanted, 6, 0)
     assert interpolation.choose_pairs(classes, [("class 3", "class 4"), ("class 5", "class 6")], 1, 0) == wanted[:1]
+    assert interpolation.choose_pairs(classes, wanted[:1] * 2, 4, 0) == interpolation.choose_pairs(
+        classes, wanted[:1], 4, 0
+    )

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from helpers import data, demo, diffusion, fid, files, results, settings, unet
-from tests.pages import NOTEBOOKS, ROOT, code, definitions, run, settings_cell
+from tests.pages import NOTEBOOKS, ROOT, code, definitions, run, settings_cell, training_loop
 
 FULL_SIZE = {
     "01_classifier": {
@@ -124,10 +126,12 @@ def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, m
     monkeypatch.setenv("DATA", "demo")
     cells = code(NOTEBOOKS[0])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
-    kernel, moved = run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), []
+    kernel, moved, shuffled = run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), [], []
     monkeypatch.setitem(kernel, "jitter", lambda x, **how: moved.append(how["degrees"]) or x)
+    monkeypatch.setitem(kernel, "shuffle_channels", lambda x: shuffled.append(x) or x)
     kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
     assert moved == [kernel["DEGREES"]] * 18
+    assert len(shuffled) == 20
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -146,17 +150,61 @@ def test_a_cell_that_comes_too_early_misses_a_name_and_leaves_nothing(path, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_the_diffusion_loop_trains_in_float16_as_on_a_card_without_bfloat16(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA", "demo")
-    cells = code(NOTEBOOKS[1])
-    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
-    kernel = run(NOTEBOOKS[1], cells[: end + 1], RUNS=str(tmp_path))
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_the_classifiers_loop_learns_and_logs_what_it_did(tmp_path):
+    train, _ = training_loop(1, tmp_path, STEPS=60, BATCH=32, LR=0.01, CALM=0.0, AMP=False)
+    _, history, certificate = train()
+    assert history["loss"][-10:].mean() < 0.8 * history["loss"][:10].mean()
+    assert history["accuracy"][-10:].mean() > history["accuracy"][:10].mean() + 0.1
+    assert certificate["steps"] == 60
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_loops_train_in_float16_as_on_a_card_without_bfloat16(number, tmp_path):
+    train, kernel = training_loop(number, tmp_path, STEPS=2, BATCH=2, NEON_STEPS=0)
     kernel["amp"] = torch.float16
-    _, history, certificate = kernel["train"](steps=2, batch=2)
+    _, history, certificate = train()
     assert history["loss"].isfinite().all()
     assert certificate["steps"] == 2  # none was skipped: the loss was scaled into float16's range
     state = files.load_tensors(next(tmp_path.rglob("*.ckpt")).read_bytes().partition(b"\n")[2], "checkpoint")
     assert state["parts"]["scaler"]["scale"] == 2.0**16
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_variants_of_one_recipe_do_not_take_each_others_checkpoints(tmp_path):
+    _, kernel = training_loop(1, tmp_path, STEPS=2, BATCH=4)
+    made = [lambda width=width: kernel["classifiers"].DigitSumClassifier((8, 8, 8, 8, width)) for width in (8, 16)]
+    nets = [kernel["train"](make, 0)[0] for make in made]
+    assert [net.reader[-1].in_features for net in nets] == [72, 144]
+    assert len([*tmp_path.rglob("DigitSumClassifier-*.ckpt")]) == 2
+
+
+def test_misread_digits_and_the_digits_to_blame_are_counted(monkeypatch, capsys):
+    """The two cells of notebook 1 that count them, on six digits that are known."""
+    digits = torch.arange(6, dtype=torch.uint8)[:, None, None].expand(6, 28, 28)
+    names = {"torch": torch, "plots": mock.Mock(), "display": lambda _: None, "source": "these", "digit_images": digits,
+             "digit_labels": torch.arange(6), "read": torch.tensor([0, 9, 2, 9, 9, 5])}  # fmt: skip
+    names["best_card"] = {"data": "these", "seeds": [{"misread_digits": [1, 3, 4]}, {"misread_digits": [0, 3, 4]}]}
+    cells = [cell["source"] for cell in code(NOTEBOOKS[0])]
+    (misread,) = [cell for cell in cells if cell.startswith("misread = ")]
+    exec(misread, names)
+    assert names["shown"] == [3, 4, 1]  # with every seed, then with this one alone
+    grid = names["plots"].image_grid.call_args
+    assert torch.equal(grid.args[0][:, 0, 0, 0], torch.tensor([3, 4, 1], dtype=torch.uint8))
+    assert grid.kwargs["title"] == "3 of 6 digits misread, 2 with every seed"
+    names["best_card"]["data"] = "others"
+    exec(misread, names)
+    assert names["plots"].image_grid.call_args.kwargs["title"] == "3 of 6 digits misread, 0 with every seed"
+
+    rows = torch.tensor([[0, 2, 5], [1, 2, 0], [3, 1, 2], [3, 0, 0]])  # which digits the test images show
+    answers = F.one_hot(torch.tensor([0, 9, 9, 9]), 20).float().log()
+    names["splits"] = {"test": (digits[rows], torch.tensor([0, 1, 2, 3]))}
+    names["loaded"] = {"report's net": None, "net that adds": None}
+    names["classifiers"] = mock.Mock(predict=lambda net, images: answers)
+    (blamed,) = [cell for cell in cells if cell.startswith("test_images, test_labels = ")]
+    exec(blamed, names)
+    assert capsys.readouterr().out == "3 wrong, 2 by one misread digit; 2 digits to blame\n"
 
 
 def test_the_colab_cell_is_the_same_everywhere():
@@ -390,12 +438,16 @@ def test_another_base_gets_another_neon_and_who_does_not_train_sees_the_net_that
     assert type(kernel["net"]) is type(kernel["denoiser"].net)
 
 
-def test_two_cards_of_different_experiments_are_not_shown_as_one(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("other", ["steps", "batch", "seeds", "data"])
+def test_two_cards_of_different_experiments_are_not_shown_as_one(other, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", "demo")
     monkeypatch.setenv("TRAIN", "no")
     for name in ("classifier_paper", "classifier_best"):
-        card = results.load_card(name) | ({"steps": 3} if name == "classifier_paper" else {})
+        card = results.load_card(name)
+        if name == "classifier_paper":
+            changed = {"steps": 3, "data": "AddNIST", "seeds": card["seeds"][:1], "batch": None}
+            card |= {other: changed[other]} if other != "batch" else {"settings": card["settings"] | {"batch": 3}}
         (tmp_path / "demo").mkdir(exist_ok=True)
         shutil.copy(results.WEIGHTS / f"{name}.pt", tmp_path / "demo")
         results.save_card(name, card, tmp_path / "demo")

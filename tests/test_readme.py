@@ -112,7 +112,7 @@ def notebook_1():
         f"{mean(over(best, 'valid_accuracy')):.1%} of the validation images",
         f"reads {learned:.1%} (one seed, batches a third",
         f"bfloat16 is {100 * paired[0]:.1f} points above and {-100 * paired[1]:.1f} and {-100 * paired[2]:.1f} below",
-        f"with every seed: on MNIST {len(set.intersection(*map(set, misread)))} of its {len(misread[0])}.",
+        f"every seed's net misreads: on MNIST {len(set.intersection(*map(set, misread)))} of its {len(misread[0])}.",
         f"goes from {steps[0]:.2f} to {steps[1]:.2f}",
         f"on rebuilt AddNIST, {digits} digits account for all {wrong_answers} wrong answers (first seed)",
         " and ".join(f"{mean(of):.1%} ± {stdev(of):.1%} in {name}".replace("%", "", 1) for name, of in coarse.items()),

@@ -58,7 +58,7 @@ def test_damaged_missing_and_foreign_weights(tmp_path):
     with pytest.raises(DataError, match="train first"):
         results.load_weights("diffusion", nn.Linear(2, 2), tmp_path)
     results.save_weights("net", nn.Linear(2, 2), {}, tmp_path)
-    with pytest.raises(DataError, match="of another architecture or version"):
+    with pytest.raises(DataError, match="of another architecture or an older version"):
         results.load_weights("net", nn.Linear(2, 3), tmp_path)
     path = tmp_path / "net.pt"
     path.write_bytes(path.read_bytes()[:-1])
