@@ -7,6 +7,7 @@ import io
 import itertools
 import pickle
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -182,8 +183,8 @@ def _cifar100(root: str | Path, split: str):
 
 
 def cifar100_classes(root: str | Path, source: str = "official") -> list[str]:
-    """The 100 class names in label order; of a demo, "red disc" to "white hexagon"."""
-    return [*demo.CLASSES] if source == "demo" else _cifar100(root, "test").classes
+    """The 100 class names in label order, as one reads them ("aquarium fish"); of a demo, "red disc" …"""
+    return [*demo.CLASSES] if source == "demo" else _readable(_cifar100(root, "test").classes)
 
 
 def cifar100_superclasses(root: str | Path, source: str = "official") -> list[str]:
@@ -193,4 +194,8 @@ def cifar100_superclasses(root: str | Path, source: str = "official") -> list[st
     folder = expanded(root) / _cifar100(root, "test").base_folder
     test, meta = (pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in ("test", "meta"))
     coarse = dict(zip(test["fine_labels"], test["coarse_labels"], strict=True))
-    return [meta["coarse_label_names"][coarse[label]] for label in range(100)]
+    return _readable(meta["coarse_label_names"][coarse[label]] for label in range(100))
+
+
+def _readable(names: Iterable[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]

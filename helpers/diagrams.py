@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
 
-from helpers.batches import normalise
+from helpers.batches import normalise, to_uint8
 from helpers.classifiers import DigitSumClassifier, log_sum_distribution
-from helpers.plots import BLUE, GREY, INK, ORANGE, empty
+from helpers.plots import BLUE, GREY, INK, ORANGE, empty, image_grid
 
 
 def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, int]) -> Figure:
@@ -207,3 +207,20 @@ def denoising_in_two_dimensions(
         axis.plot(*points.T, color=BLUE, linewidth=1.6, zorder=0)
         axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
     return figure
+
+
+def from_noise_to_image(
+    start: Tensor, way: list[tuple[Tensor, Tensor]], sigmas: Tensor, names: list[str], stages: int = 10
+) -> Figure:
+    """Drawings on their way: above, what a step begins with, at unit variance; below, the image that it is taken for.
+
+    start (K, 3, H, W): the noise at sigmas[0]; way: what a solver yields, (x, estimate) of each step; names: K.
+    """
+    states, estimates = zip(*way, strict=True)
+    before = [start, *states]
+    shown = torch.linspace(0, len(way) - 1, min(stages, len(way))).round().long().tolist()
+    noisy = torch.stack([before[i] / (1 + float(sigmas[i]) ** 2) ** 0.5 for i in shown], dim=1)
+    pages = torch.stack([noisy, torch.stack([estimates[i] for i in shown], dim=1)], dim=1)  # (K, which, stage, …)
+    return image_grid(to_uint8(pages.flatten(0, 2).cpu()), len(shown),
+                      row_titles=[text for name in names for text in (name, "estimate")],
+                      column_titles=[f"σ = {float(sigmas[i]):.2g}" for i in shown])  # fmt: skip

@@ -91,16 +91,22 @@ def features(
     return torch.cat(out)
 
 
-def extractor(root: str | Path, device: torch.device | str = "cpu", *, demo: bool = False) -> Callable[..., Tensor]:
-    """extract(images, progress=None) -> features of uint8 images by the FID network from `root`, which is loaded now.
+def extractor(
+    root: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    demo: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """extract(images) -> features of uint8 images by the FID network from `root`, which is loaded now.
 
     demo: every fourth pixel of every fourth line instead, which needs no download, and means nothing elsewhere.
     Raises DataError where the network cannot be had: before a training that is to end with a FID, not after it.
     """
     if demo:
-        return lambda images, progress=None: images[:, :, ::4, ::4].flatten(1).float()
+        return lambda images: images[:, :, ::4, ::4].flatten(1).float()
     network = load_network(root, device)
-    return lambda images, progress=None: features(images, network, device=device, progress=progress)
+    return lambda images: features(images, network, device=device, progress=progress)
 
 
 # --- distances --------------------------------------------------------------------------------------------------
@@ -142,14 +148,14 @@ def distances_by_group(
     """`mean_distance` within each group of classes, and how sure it is; the smallest first.
 
     Features (N, D) and (M, D), their classes (N,) and (M,), and the name of the group of each class. A fixed number of
-    each class is drawn, at least 2. The second number is half the range of nine in ten bootstrap resamples of both.
-    Groups with fewer than 2 rows of either are left out.
+    each class is drawn. The second number is half the range of nine in ten bootstrap resamples of both. Left out are
+    groups with fewer than 2 drawings of a class, or fewer than 2 real images.
     """
     rng, found = torch.Generator().manual_seed(0), {}
     for name in dict.fromkeys(group_of):
         members = torch.tensor([name == other for other in group_of])
         a, of, b = drawn[members[drawn_classes]], drawn_classes[members[drawn_classes]], real[members[real_classes]]
-        if min(len(a), len(b)) > 1:
+        if len(a) and min(*of.unique(return_counts=True)[1], len(b)) > 1:
             rows = [(_resampled(of, rng), torch.randint(len(b), (len(b),), generator=rng)) for _ in range(resamples)]
             again = torch.tensor([mean_distance(a[i], b[j], of[i]) for i, j in rows])
             low, high = again.quantile(torch.tensor([0.05, 0.95])).tolist()

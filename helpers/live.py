@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from IPython import get_ipython
 from IPython.display import Pretty, display
 from torch import Tensor
 
@@ -43,14 +44,17 @@ class Curves:
 
 
 class Line:
-    """One line of text, "sampling: 250 of 10,000", updated in place; pass it as a `progress` argument."""
+    """One line of text, "drawings: 250 of 10,000", updated in place; pass it as a `progress` argument.
+
+    Each cell of a notebook that it counts in gets a line of its own.
+    """
 
     def __init__(self, name: str):
-        self.name, self.handle = name, None
+        self.name, self.handle, self.cell = name, None, None
 
     def __call__(self, done: int, total: int) -> None:
-        line = Pretty(f"{self.name}: {done:,} of {total:,}")
-        if self.handle is None:
-            self.handle = display(line, display_id=True)
+        line, cell = Pretty(f"{self.name}: {done:,} of {total:,}"), getattr(get_ipython(), "execution_count", None)
+        if self.handle is None or cell != self.cell:
+            self.handle, self.cell = display(line, display_id=True), cell
         else:
             self.handle.update(line)

@@ -203,19 +203,17 @@ def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
 # --- figures of results -----------------------------------------------------------------------------------------
 
 
-def bars(
-    values: dict[str, float], *, title: str, ours: set[str] | None = None, spread: dict[str, float] | None = None
-) -> Figure:
-    """A horizontal bar a value, its figure beside it; grey where it is not among `ours`; spread: ± whiskers."""
-    figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(values) < 9 else 0.22) * len(values)))
-    axis, names = axes[0][0], list(values)
-    errors = [(spread or {}).get(name, 0) for name in names]
-    shades = [BLUE if ours is None or name in ours else GREY for name in names]
-    axis.barh(names, values.values(), xerr=errors, color=shades, ecolor=INK, height=0.6)
-    for row, name in enumerate(names):
-        axis.text(values[name] + errors[row], row, f"  {values[name]:.2f}", va="center")
+def bars(bars: dict[str, float | tuple[float, float]], *, title: str, ours: set[str] | None = None) -> Figure:
+    """A horizontal bar a value, or (value, ± whisker), its figure beside it; grey where it is not among `ours`."""
+    figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(bars) < 9 else 0.22) * len(bars)))
+    axis, pairs = axes[0][0], [bar if isinstance(bar, tuple | list) else (bar, 0) for bar in bars.values()]
+    values, errors = zip(*pairs, strict=True)
+    shades = [BLUE if ours is None or name in ours else GREY for name in bars]
+    axis.barh(list(bars), values, xerr=errors, color=shades, ecolor=INK, height=0.6)
+    for row, (value, error) in enumerate(pairs):
+        axis.text(value + error, row, f"  {value:.2f}", va="center")
     axis.invert_yaxis()
-    axis.set_xlim(0, max(values[name] + error for name, error in zip(names, errors, strict=True)) * 1.18)
+    axis.set_xlim(0, max(map(sum, pairs)) * 1.18)
     axis.set_title(title)
     return figure
 

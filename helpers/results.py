@@ -155,6 +155,22 @@ def measured(
     return card
 
 
-def thin(values: Tensor, every: int) -> Tensor:
-    """Means of each `every` values (N,), for a card; what is left over at the end is dropped."""
-    return values[: len(values) // every * every].view(-1, every).mean(dim=1)
+def curves(histories: list[dict[str, Tensor]], points: int) -> dict:
+    """What runs logged, name -> (N,) each, thinned for a card: name -> a list of means for each run, but no seconds.
+
+    Each is the mean of "every" values, so that about `points` are left; what remains at the end is dropped.
+    """
+    names, count = histories[0].keys() - {"seconds"}, len(histories[0]["loss"])
+    every = max(1, count // points)
+    used = count // every * every
+    means = {name: [of[name][:used].view(-1, every).mean(dim=1) for of in histories] for name in sorted(names)}
+    return {"every": every, **means}
+
+
+def about(card: dict) -> str:
+    """One line on the run that a card is of: its budget, its data, where and when."""
+    batch, where = card["settings"]["batch"], f"on {card['device']}, {card['date']}"
+    where = f"{card['seconds'] / 60:,.0f} min {where}" if "seconds" in card else where
+    where = f"{len(card['seeds'])} seed(s), {where}" if "seeds" in card else where
+    steps = f"{card['steps']:,} of {card['step_limit']:,} steps"
+    return f"{card['parameters']:,} parameters, {steps} of {batch} on {card['data']}: {where}."

@@ -32,8 +32,21 @@ RULES = {
     "SAMPLES": (4, None, int), "SAMPLE_SEEDS": [(0, 10**9, int)],
     "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
     "SWEEP_GUIDANCE": [(0, None)], "SWEEP_INTERVALS": [[(0, None)] * 2],
-    "ROWS": (2, None, int), "PAIRS": (2, None, int), "MIDDLES": (2, 5_000, int), "REAL_IMAGES": (2, 10_000, int),
+    "ROWS": (2, None, int), "PAIRS": (2, 10_000, int), "MIDDLES": (2, 5_000, int),
 }  # fmt: skip
+
+
+def read(values: dict, **rules: list | tuple | type) -> None:
+    """`check` settings, over which the environment variables DATA, DATA_ROOT and TRAIN win, where there are any."""
+    for name in values.keys() & {"DATA", "DATA_ROOT", "TRAIN"}:
+        values[name] = os.environ.get(name) or values[name]
+    check(values, **rules)
+
+
+def lower(values: dict, **most: float) -> None:
+    """Lower each of these settings to the number given here, where it is above it: for a demo, which must be short."""
+    for name, limit in most.items():
+        values[name] = min(values[name], limit)
 
 
 def check(values: dict, **rules: list | tuple | type) -> None:

@@ -37,6 +37,11 @@ def amp_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Mixed precision in this type; float32 means none."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def allow_tf32(allowed: bool) -> None:
     """Whether an NVIDIA GPU may round factors of float32 products to TF32's 10 bits of mantissa, which is faster."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.diffusion import Denoiser
+
 
 class GroupNorm(nn.GroupNorm):
     """torch.nn.GroupNorm. Compiled for a GPU, it sums over each channel first, as channels-last memory lies."""
@@ -184,3 +186,11 @@ def plain(widths: tuple[int, int, int] = (32, 72, 96), classes: int = 100) -> UN
 
 
 NETWORKS = {"looped": UNet, "plain": plain}  # by their names in settings and cards
+# What a denoiser answers to these arguments, its weights are known by: see `results.save_weights`.
+EXAMPLE = torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32), torch.tensor([1.0]), torch.tensor([0])
+
+
+def denoiser(settings: dict, device: torch.device | str = "cpu") -> Denoiser:
+    """The denoiser that a run's settings describe ("network", "widths", "prediction"), weights at random."""
+    net = NETWORKS[settings["network"]](tuple(settings["widths"]))
+    return Denoiser(net, settings["prediction"]).to(device, memory_format=torch.channels_last)

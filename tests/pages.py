@@ -46,8 +46,7 @@ def training_loop(number, folder, **changes):
     before = os.getcwd()
     os.chdir(ROOT)
     try:
-        starts = {1: ("splits = {", "recipe = ", "def train("), 2: ("def build(", "images, labels = (part", "recipe = ",
-                                                                    "def train(")}[number]  # fmt: skip
+        starts = {1: "splits = {", 2: "images, labels = (part"}[number], "recipe = ", "def train("
         kernel = definitions(NOTEBOOKS[number - 1], *starts, DATA="demo", RUNS=str(folder), **changes)
     finally:
         os.chdir(before)

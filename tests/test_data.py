@@ -46,7 +46,7 @@ def test_superclasses_are_read_from_the_verified_files(tmp_path, monkeypatch):
     }
     for name, content in files.items():
         (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(content))
-    assert data.cifar100_superclasses(tmp_path) == [f"group_{label // 5}" for label in range(100)]
+    assert data.cifar100_superclasses(tmp_path) == [f"group {label // 5}" for label in range(100)]
     assert data.cifar100_superclasses("", "demo")[10:12] == ["ring", "ring"]
 
 

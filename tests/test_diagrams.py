@@ -74,3 +74,22 @@ def test_denoising_in_two_dimensions_draws_each_level_and_the_way():
     assert half.U[0] == pytest.approx(0.75)  # from -1.5 half the way to 0
     assert not any(none.U)
     assert len(figure.axes[2].lines) == 3 + 1
+
+
+def test_from_noise_to_image_shows_what_each_step_began_with_and_what_it_took_that_for(monkeypatch):
+    grids = []
+    monkeypatch.setattr(
+        diagrams, "image_grid", lambda images, columns, **titles: grids.append((images, columns, titles))
+    )
+    sigmas = torch.tensor([3.0, 1.0, 0.5, 0.0])
+    start = torch.full((2, 3, 4, 4), 3.0)
+    way = [
+        (torch.full_like(start, x), torch.full_like(start, estimate)) for x, estimate in ((1, 0), (0.5, 0.2), (0, 1))
+    ]
+    diagrams.from_noise_to_image(start, way, sigmas, ["fox", "bowl"], stages=2)  # the first and the last step
+    images, columns, titles = grids[0]
+    noisy, estimates = [3.0 / 10**0.5, 0.5 / 1.25**0.5], [0.0, 1.0]  # at unit variance
+    assert images.shape == (8, 3, 4, 4)
+    assert torch.equal(images[:, 0, 0, 0], batches.to_uint8(torch.tensor(2 * (noisy + estimates))))
+    assert columns == 2
+    assert titles == {"row_titles": ["fox", "estimate", "bowl", "estimate"], "column_titles": ["σ = 3", "σ = 0.5"]}

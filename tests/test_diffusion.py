@@ -5,8 +5,8 @@ from collections import deque
 import pytest
 import torch
 
-from helpers import batches, diffusion, results
-from helpers.unet import NETWORKS, UNet
+from helpers import batches, diffusion, results, unet
+from helpers.unet import UNet
 
 
 @pytest.fixture(scope="module")
@@ -409,10 +409,9 @@ THUMBNAILS = {
 @pytest.mark.parametrize("name", THUMBNAILS)
 def test_the_shipped_weights_draw_what_they_drew(name):
     """A bicycle and an oak, six steps, as grey 4 × 4 thumbnails: any change of net, weights or solver shows here."""
-    settings = results.load_card(name)["settings"]
-    denoiser = diffusion.Denoiser(NETWORKS[settings["network"]](settings["widths"]), settings["prediction"])
+    denoiser = unet.denoiser(results.load_card(name)["settings"])
     card = results.load_weights(name, denoiser)
-    assert [card["classes"][label] for label in (8, 52)] == ["bicycle", "oak_tree"]
+    assert [card["classes"][label] for label in (8, 52)] == ["bicycle", "oak tree"]
     options = {"sigmas": diffusion.karras_sigmas(6), "guidance": 2.5, "interval": (0.05, 6.0)}
     drawn = diffusion.sample(denoiser, torch.tensor([8, 52]), seed=0, **options)
     thumbnails = torch.nn.functional.avg_pool2d(drawn.float(), 8).mean(dim=1)

@@ -160,6 +160,10 @@ def test_distances_by_group(rng):
     assert 0.05 < found["far"][1] < wider["far"][1] < 1.5  # fewer drawings, less sure
     few = torch.cat([torch.zeros(1), torch.full((99,), 2.0)]).long()  # one real image of the first group
     assert list(fid.distances_by_group(drawn, real[:100], classes, few, ["a", "a", "b", "b"])) == ["b"]
+    once = torch.arange(29, 120)  # a single drawing of class 0
+    found = fid.distances_by_group(drawn[once], real, classes[once], real_classes, ["a", "a", "b", "b"])
+    assert list(found) == ["b"]
+    assert fid.distances_by_group(drawn[::30], real, classes[::30], real_classes, ["a", "a", "b", "b"]) == {}
 
 
 def test_resamples_keep_the_number_of_each_class(rng):
@@ -217,11 +221,11 @@ def test_precision_counts_who_lies_within_the_third_neighbour():
 def test_an_extractor_asks_for_the_network_at_once_from_its_root_and_the_demo_needs_none(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(fid, "load_network", lambda *where: asked.append(where) or (lambda x: x.mean(dim=(2, 3))))
-    extract = fid.extractor(tmp_path, "cpu")
-    assert asked == [(tmp_path, "cpu")]
     images, counts = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), []
+    extract = fid.extractor(tmp_path, "cpu", progress=lambda *count: counts.append(count))
+    assert asked == [(tmp_path, "cpu")]
     for _ in range(2):
-        assert extract(images, lambda *count: counts.append(count)).shape == (3, 3)
+        assert extract(images).shape == (3, 3)
     assert counts == [(3, 3)] * 2
     pixels = fid.extractor(tmp_path, demo=True)(images)
     assert torch.equal(pixels, images[:, :, ::4, ::4].flatten(1).float())

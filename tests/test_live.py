@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import torch
 
 from helpers import live
@@ -44,3 +46,14 @@ def test_a_line_counts_in_place(monkeypatch):
     line(250, 1_000)
     line(1_000, 1_000)
     assert [shown.data for shown in clock.shown] == ["drawings: 250 of 1,000", "drawings: 1,000 of 1,000"]
+
+
+def test_a_line_that_goes_on_in_another_cell_shows_itself_there(monkeypatch):
+    clock, line = Clock(monkeypatch), live.Line("features")
+    updated = []
+    clock.update = lambda what: updated.append(what.data)
+    for cell, done in ((5, 1), (5, 2), (6, 1), (6, 2)):
+        monkeypatch.setattr(live, "get_ipython", lambda cell=cell: SimpleNamespace(execution_count=cell))
+        line(done, 2)
+    assert [shown.data for shown in clock.shown] == ["features: 1 of 2"] * 2
+    assert updated == ["features: 2 of 2"] * 2

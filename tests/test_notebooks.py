@@ -237,12 +237,10 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
     other.mkdir()
     for wrong in ("https://github.com/OWNER/REPOSITORY", (tmp_path / "none").as_uri()):
         done = start(other, wrong)
-        assert (
-            "could not be fetched: write your copy's address into this cell, or upload" in done.stderr.splitlines()[-1]
-        )
+        assert "In Colab: write your copy's address into this cell, or upload" in done.stderr.splitlines()[-1]
     shutil.make_archive(str(other / "bundle"), "zip", tmp_path, "stand-in")  # of something else
     done = start(other, wrong)
-    assert "Colab: delete bundle first" in done.stderr.splitlines()[-1]
+    assert "delete bundle; run again" in done.stderr.splitlines()[-1]
     shutil.rmtree(other / "bundle")
     (tmp_path / "pack" / "__MACOSX" / "origin" / "helpers").mkdir(parents=True)  # as a Mac packs
     (tmp_path / "pack" / "__MACOSX" / "origin" / "helpers" / "._data.py").touch()
@@ -272,12 +270,12 @@ REFUSED = {
         {"STEPS": 50_001}, {"STEPS": [5]}, {"STEPS": "6"}, {"NEON_STEPS": 6}, {"NEON_SAMPLES": 3}, {"HELD_OUT": -1},
         {"HELD_OUT": 3, "MEASURE": "yes"}, {"BATCH": 45_001, "NEON_SAMPLES": 50_000}, {"SAMPLES": 3},
         {"SAMPLER_STEPS": 1}, {"WIDTHS": 48}, {"WIDTHS": (48, 96)}, {"SWEEP_STEPS": [10, 1]}, {"SWEEP_STEPS": 10},
-        {"SWEEP_GUIDANCE": []}, {"GUIDANCE_INTERVAL": (-1, 6)}, {"GUIDANCE_INTERVAL": 3}, {"ANCESTRAL_STEPS": 1_001},
+        {"SWEEP_GUIDANCE": []}, {"GUIDANCE_INTERVAL": (-1, 6)}, {"GUIDANCE_INTERVAL": 3},
         {"LABEL_DROPOUT": 2}, {"SAVE_EVERY": 0}, {"AMP": "no"}, {"SEED": -1},
     ],
     "03_interpolation": [
-        {"DATA": "shapes"}, {"MEASURE": "Yes"}, {"ROWS": 1}, {"PAIRS": 1}, {"MIDDLES": 1}, {"REAL_IMAGES": 1},
-        {"SAMPLER_STEPS": 1}, {"INVERSION_STEPS": 0}, {"ANCESTRAL_STEPS": 0},
+        {"DATA": "shapes"}, {"MEASURE": "Yes"}, {"ROWS": 1}, {"PAIRS": 1}, {"MIDDLES": 1},
+        {"SAMPLER_STEPS": 1}, {"INVERSION_STEPS": 0}, {"ANCESTRAL_STEPS": 0}, {"ANCESTRAL_STEPS": 1_001},
     ],
 }  # fmt: skip
 
@@ -351,15 +349,26 @@ def test_the_settings_that_the_page_gives_for_its_two_plain_runs_are_those_of_th
     }
 
 
-def test_drawings_are_spread_over_the_classes_and_evaluations_counted_where_guidance_acts(monkeypatch):
+@pytest.mark.parametrize("count", [50, 150, 2_048])
+def test_drawings_are_spread_over_the_classes(count, monkeypatch):
+    """Those of the FID, each seed's, and those of the sweep."""
     monkeypatch.chdir(ROOT)
-    kernel, drawn = definitions(NOTEBOOKS[1], "def draw("), []
-    kernel["sampling"] = {}
-    monkeypatch.setattr(kernel["diffusion"], "sample", lambda _, labels, **options: drawn.append(labels))
-    for count in (50, 150, 2_048):
-        kernel["draw"](None, count)
-        counts = drawn[-1].bincount(minlength=100)
-        assert len(drawn[-1]) == count
+    kernel, drawn = definitions(NOTEBOOKS[1], "def measure_fid(", "def measure_sweep("), []
+    kernel |= {"SAMPLES": count, "SWEEP_SAMPLES": count, "SAMPLE_SEEDS": [1, 2], "features": lambda images: images}
+    kernel |= {"sampling": {"sigmas": diffusion.karras_sigmas(4), "guidance": 1.0, "interval": (0.0, 80.0)}}
+    kernel |= {"denoiser": None, "own_weight": 0.0, "test_images": torch.zeros(9), "base": None, "worse": None}
+    kernel |= {"held_out": torch.zeros(9), "held_out_labels": torch.arange(9)}
+    kernel["draw"] = lambda _, labels, seed, **how: drawn.append((seed, labels)) or torch.zeros(len(labels))
+    judged = dict.fromkeys(("fid", "kid", "precision", "recall"), 1.0)
+    monkeypatch.setattr(kernel["fid"], "judge", lambda found, real: judged)
+    monkeypatch.setattr(kernel["fid"], "distances_by_group", lambda *features: {})
+    monkeypatch.setattr(kernel["training"], "step_away", lambda *nets: None)
+    kernel["measure_fid"]({})
+    rows = kernel["measure_sweep"]()["rows"]
+    assert [seed for seed, _ in drawn] == [1, 2] + [1] * len(rows)
+    for _, labels in drawn:
+        counts = labels.bincount(minlength=100)
+        assert len(labels) == count
         assert counts.max() - counts.min() <= 1
 
 
@@ -451,5 +460,5 @@ def test_two_cards_of_different_experiments_are_not_shown_as_one(other, tmp_path
         (tmp_path / "demo").mkdir(exist_ok=True)
         shutil.copy(results.WEIGHTS / f"{name}.pt", tmp_path / "demo")
         results.save_card(name, card, tmp_path / "demo")
-    definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def train(", "def train_and_save", RUNS=str(tmp_path))
+    definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def train(", "# title -> name", RUNS=str(tmp_path))
     assert "not one experiment" in capsys.readouterr().out

@@ -147,7 +147,7 @@ def test_listing_is_the_source():
 
 
 def test_bars_are_grey_where_they_are_not_ours():
-    (axis,) = plots.bars({"a": 15.3, "b": 91.78}, title="t", ours={"a"}, spread={"a": 1.0}).axes
+    (axis,) = plots.bars({"a": (15.3, 1.0), "b": 91.78}, title="t", ours={"a"}).axes
     assert [text.get_text().strip() for text in axis.texts] == ["15.30", "91.78"]
     colours = [bar.get_facecolor() for bar in axis.patches]
     assert colours[0] == pytest.approx(matplotlib.colors.to_rgba(plots.BLUE))
@@ -171,6 +171,6 @@ def test_reliability():
 
 def test_figures_are_closed_so_that_a_cell_shows_them_once():
     before = plt.get_fignums()
-    figure = plots.bars({"a": 1.0, "b": 2.0}, title="t", spread={"a": 0.1, "b": 0.2})
+    figure = plots.bars({"a": [1.0, 0.1], "b": [2.0, 0.2]}, title="t")
     assert plt.get_fignums() == before
     assert plots.png(figure).startswith(b"\x89PNG")

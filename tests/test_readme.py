@@ -143,8 +143,8 @@ def notebook_2():
     assert default["kid"] < without["kid"]
     assert default["recall"] > without["recall"]
     assert default["precision"] < without["precision"]
-    assert {*[*sweep["superclasses"]][-2:]} == {"people", "food_containers"}
-    for better in ("trees", "non-insect_invertebrates", "vehicles_1"):
+    assert {*[*sweep["superclasses"]][-2:]} == {"people", "food containers"}
+    for better in ("trees", "non-insect invertebrates", "vehicles 1"):
         (a, spread_a), (b, spread_b) = sweep["superclasses"]["people"], sweep["superclasses"][better]
         assert a - spread_a > b + spread_b
     own = r["neon"]["steps"] * r["batch"]

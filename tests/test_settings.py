@@ -78,7 +78,7 @@ LIMITS = {  # the least and the most that is legal; None: no limit
     "WEIGHT_DECAY": (0, None), "EMA_DECAY": (0, 0.999_999), "P_STD": (0, None), "DEGREES": (0, 180), "SCALE": (0, 0.9),
     "SHIFT": (0, 28), "BEND": (0, 28), "GUIDANCE": (0, None), "SAMPLER_STEPS": (2, None), "INVERSION_STEPS": (2, None),
     "ANCESTRAL_STEPS": (1, 1_000), "SAMPLES": (4, None), "SWEEP_SAMPLES": (4, None), "ROWS": (2, None),
-    "PAIRS": (2, None), "MIDDLES": (2, 5_000), "REAL_IMAGES": (2, 10_000),
+    "PAIRS": (2, 10_000), "MIDDLES": (2, 5_000),
 }  # fmt: skip
 LIMITS_OF_EACH = {
     "SEEDS": (0, 10**9),
@@ -113,3 +113,22 @@ def test_multiples_and_homes_that_are_not_there():
         settings.check({"WIDTHS": (12, 16, 16)})
     with pytest.raises(ValueError, match="RUNS names a home folder that is not there"):
         settings.check({"RUNS": "~nosuchuser/x"})
+
+
+def test_environment_variables_win_and_are_checked(monkeypatch):
+    for name, value in (("DATA", "demo"), ("TRAIN", ""), ("DATA_ROOT", "elsewhere"), ("SEED", "5")):
+        monkeypatch.setenv(name, value)
+    values = {"DATA": "official", "TRAIN": "no", "SEED": 1}
+    settings.read(values)
+    assert values == {"DATA": "demo", "TRAIN": "no", "SEED": 1}  # an empty one counts as none; SEED is not among them
+    with pytest.raises(ValueError, match="SEED must be a whole number, at least 2"):
+        settings.read(values, SEED=(2, None, int))
+    monkeypatch.setenv("DATA", "cifar")
+    with pytest.raises(ValueError, match="DATA must be one of"):
+        settings.read(values)
+
+
+def test_lower_lowers_and_never_raises_a_setting():
+    values = {"STEPS": 500, "BATCH": 8, "SEED": 3}
+    settings.lower(values, STEPS=100, BATCH=32)
+    assert values == {"STEPS": 100, "BATCH": 8, "SEED": 3}

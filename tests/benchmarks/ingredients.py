@@ -36,7 +36,7 @@ VARIANTS = {
 
 def notebook(**changes) -> dict:
     """Notebook 2's names after the cells that this study needs, at full size but for these changes."""
-    starts = "images, labels = (part", "def build(", "recipe = ", "def train(", "def classes_of("
+    starts = "images, labels = (part", "recipe = ", "def train(", "def draw("
     page = definitions(NOTEBOOKS[1], *starts, mocked=False, **changes)
     page["sampling"] = {"sigmas": diffusion.karras_sigmas(page["SAMPLER_STEPS"]), "guidance": page["GUIDANCE"],
                         "interval": page["GUIDANCE_INTERVAL"]}  # fmt: skip
@@ -78,7 +78,10 @@ def main(seconds: float = 500, steps: int = 3_000) -> None:
                "loss": loss(network, page["held_out"], page["held_out_labels"])}  # fmt: skip
         for way, guidance in {"fid": page["GUIDANCE"], "fid_unguided": 1.0}.items():
             if guidance == 1 or (short | changes).get("label_dropout", 1):
-                drawn = page["draw"](network, count, guidance=guidance, batch_size=1_000 if gpu else 100)
+                options = page["sampling"] | {"guidance": guidance, "batch_size": 1_000 if gpu else 100}
+                drawn = page["draw"](
+                    network, torch.arange(count) * 100 // count, seed=page["SAMPLE_SEEDS"][0], **options
+                )
                 row[way] = round(fid.frechet_distance(page["features"](drawn), real), 2)
         rows[title] = row
         rows = results.save_card("diffusion_ingredients", about | {"rows": rows} | results.environment(device), "runs")[

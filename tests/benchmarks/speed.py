@@ -112,7 +112,7 @@ def usual_loop(amp: torch.dtype = torch.float32) -> float:
         x, y = (part.to(DEVICE, non_blocking=True) for part in next(stream))
         t = torch.randint(0, 1000, (len(x),), device=DEVICE)
         noise, signal = torch.randn_like(x), alphas_bar[t][:, None, None, None]
-        with torch.autocast(DEVICE.type, amp, enabled=amp != torch.float32):
+        with training.autocast(DEVICE, amp):
             loss = F.mse_loss(net(signal.sqrt() * x + (1 - signal).sqrt() * noise, t / 500 - 1, y).float(), noise)
         optimizer.zero_grad()
         loss.backward()
@@ -151,7 +151,7 @@ def growth(batch: int, size: int) -> float:
     amp = training.amp_dtype(DEVICE)
 
     def step():
-        with torch.autocast(DEVICE.type, amp, enabled=amp != torch.float32):
+        with training.autocast(DEVICE, amp):
             loss = diffusion.loss(denoiser, images, labels, denoiser.training_sigmas(batch)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -175,7 +175,7 @@ def sampling() -> float:
     amp = training.amp_dtype(DEVICE)
 
     def draw():
-        with torch.autocast(DEVICE.type, amp, enabled=amp != torch.float32):
+        with training.autocast(DEVICE, amp):
             diffusion.sample(denoiser, labels, **settings)
 
     return len(labels) / seconds(draw, 0, 1)
