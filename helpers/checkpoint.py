@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helpers.files import Lock, expanded, load_tensors, plain, verified, write_atomically
+from helpers.files import expanded, load_tensors, plain, verified, write_atomically
+from helpers.lock import Lock
 from helpers.results import environment
 
 

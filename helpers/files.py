@@ -1,4 +1,4 @@
-"""All that touches a disk or a host: paths, atomic writes, verified reads, downloads, the lock of a run."""
+"""All that touches a disk or a host: paths, atomic writes, verified reads, downloads."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ import hashlib
 import io
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
-
-try:
-    import fcntl
-except ImportError:  # Windows, where every file system has locks
-    fcntl = None
 
 PATIENCE = 60.0  # seconds a host may stay silent during a download
 
@@ -105,40 +98,3 @@ def download(url: str, path: Path, *, hint: str, sha256: str | None = None) -> N
         if not path.stat().st_size:
             path.unlink()
             raise DataError(f"the host of {path.name} sent nothing: run this again later; or {hint}.")
-
-
-class Lock:
-    """Held by one process at a time, and free again when that ends, however it ends.
-
-    A file system without locks (some network drives, some clusters) refuses nobody: two runs into one folder are the
-    user's to avoid there, and a file that only says "locked" would outlive a killed job.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.lock = FileLock(path, timeout=0)
-
-    def acquire(self) -> bool:
-        """Whether it is ours. Makes the folder; raises OSError where that cannot be written to."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not _has_locks(self.path.parent):
-            return True
-        try:
-            self.lock.acquire()
-        except Timeout:
-            return False
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-def _has_locks(folder: Path) -> bool:
-    """Whether files in this folder can be locked; tried on a file that nobody else knows."""
-    with tempfile.TemporaryFile(dir=folder) as probe:
-        try:
-            if fcntl:
-                fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # ENOLCK, EOPNOTSUPP, ENOSYS
-            return False
-    return True

@@ -1,6 +1,4 @@
-import errno
 import hashlib
-import os
 import socket
 import threading
 from contextlib import contextmanager, suppress
@@ -79,30 +77,6 @@ def test_an_error_without_words_still_says_what_it_was():
 def test_a_keyboard_interrupt_stays_one():
     with pytest.raises(KeyboardInterrupt), files.clear_errors("the set", "skip it"):
         raise KeyboardInterrupt
-
-
-@pytest.mark.skipif(files.fcntl is None, reason="every file system has locks here")
-@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch, reason):
-    def flock(*_):
-        raise OSError(reason, os.strerror(reason))
-
-    monkeypatch.setattr(files.fcntl, "flock", flock)
-    locks = [files.Lock(tmp_path / "runs" / ".run.lock") for _ in range(2)]
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / ".run.lock").write_text("12345\nanother-host\n")  # as a killed job leaves it behind
-    assert [lock.acquire() for lock in locks] == [True, True]
-    for lock in locks:
-        lock.release()
-
-
-def test_a_lock_is_held_by_one_and_free_again_afterwards(tmp_path):
-    first, second = (files.Lock(tmp_path / ".run.lock") for _ in range(2))
-    assert first.acquire()
-    assert not second.acquire()
-    first.release()
-    assert second.acquire()
-    second.release()
 
 
 def test_nothing_but_the_whole_file_is_ever_in_its_place(tmp_path, monkeypatch):
