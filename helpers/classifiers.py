@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from helpers import augmentation, batches
 
-# By the answer to this image the weights of a net are known again: see `results.save_weights`.
-EXAMPLE = (torch.linspace(-1, 3, 3 * 28 * 28).view(1, 3, 28, 28),)
+# A fixed input: a net's answer to it, kept in the card, shows whether its code has changed since it was trained.
+PROBE = (torch.linspace(-1, 3, 3 * 28 * 28).view(1, 3, 28, 28),)
 
 
 def _check(x: Tensor) -> None:

@@ -212,9 +212,10 @@ def denoising_in_two_dimensions(
 def from_noise_to_image(
     start: Tensor, way: list[tuple[Tensor, Tensor]], sigmas: Tensor, names: list[str], stages: int = 10
 ) -> Figure:
-    """Drawings on their way: above, what a step begins with, at unit variance; below, the image that it is taken for.
+    """K drawings, two rows each: what a step begins with, at unit variance; the clean image that it is taken for.
 
-    start (K, 3, H, W): the noise at sigmas[0]; way: what a solver yields, (x, estimate) of each step; names: K.
+    start (K, 3, H, W): the noise at sigmas[0]; way: what a solver yields, (x, estimate) of each step; names: K;
+    stages: columns at most.
     """
     states, estimates = zip(*way, strict=True)
     before = [start, *states]

@@ -101,6 +101,7 @@ def extractor(
     """extract(images) -> features of uint8 images by the FID network from `root`, which is loaded now.
 
     demo: every fourth pixel of every fourth line instead, which needs no download, and means nothing elsewhere.
+    progress: as in `features`.
     Raises DataError where the network cannot be had: before a training that is to end with a FID, not after it.
     """
     if demo:
@@ -147,9 +148,9 @@ def distances_by_group(
 ) -> dict[str, tuple[float, float]]:
     """`mean_distance` within each group of classes, and how sure it is; the smallest first.
 
-    Features (N, D) and (M, D), their classes (N,) and (M,), and the name of the group of each class. A fixed number of
-    each class is drawn. The second number is half the range of nine in ten bootstrap resamples of both. Left out are
-    groups with fewer than 2 drawings of a class, or fewer than 2 real images.
+    Features (N, D) and (M, D), their classes (N,) and (M,), and the name of the group of each class. Expects equally
+    many drawings of each class. The second number is half the range of nine in ten bootstrap resamples of both. Left
+    out are groups with fewer than 2 drawings of a class, or fewer than 2 real images.
     """
     rng, found = torch.Generator().manual_seed(0), {}
     for name in dict.fromkeys(group_of):

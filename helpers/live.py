@@ -46,7 +46,7 @@ class Curves:
 class Line:
     """One line of text, "drawings: 250 of 10,000", updated in place; pass it as a `progress` argument.
 
-    Each cell of a notebook that it counts in gets a line of its own.
+    Used again in another cell of a notebook, it starts a new line there.
     """
 
     def __init__(self, name: str):

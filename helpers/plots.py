@@ -203,13 +203,13 @@ def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
 # --- figures of results -----------------------------------------------------------------------------------------
 
 
-def bars(bars: dict[str, float | tuple[float, float]], *, title: str, ours: set[str] | None = None) -> Figure:
+def bars(values: dict[str, float | tuple[float, float]], *, title: str, ours: set[str] | None = None) -> Figure:
     """A horizontal bar a value, or (value, ± whisker), its figure beside it; grey where it is not among `ours`."""
-    figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(bars) < 9 else 0.22) * len(bars)))
-    axis, pairs = axes[0][0], [bar if isinstance(bar, tuple | list) else (bar, 0) for bar in bars.values()]
-    values, errors = zip(*pairs, strict=True)
-    shades = [BLUE if ours is None or name in ours else GREY for name in bars]
-    axis.barh(list(bars), values, xerr=errors, color=shades, ecolor=INK, height=0.6)
+    figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(values) < 9 else 0.22) * len(values)))
+    axis, pairs = axes[0][0], [bar if isinstance(bar, tuple | list) else (bar, 0) for bar in values.values()]
+    lengths, errors = zip(*pairs, strict=True)
+    shades = [BLUE if ours is None or name in ours else GREY for name in values]
+    axis.barh(list(values), lengths, xerr=errors, color=shades, ecolor=INK, height=0.6)
     for row, (value, error) in enumerate(pairs):
         axis.text(value + error, row, f"  {value:.2f}", va="center")
     axis.invert_yaxis()

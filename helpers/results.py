@@ -155,10 +155,10 @@ def measured(
     return card
 
 
-def curves(histories: list[dict[str, Tensor]], points: int) -> dict:
-    """What runs logged, name -> (N,) each, thinned for a card: name -> a list of means for each run, but no seconds.
+def thinned(histories: list[dict[str, Tensor]], points: int) -> dict:
+    """What runs logged, name -> (N,) each, in means of "every" so many values, about `points` a run; without seconds.
 
-    Each is the mean of "every" values, so that about `points` are left; what remains at the end is dropped.
+    Returns "every", and name -> a list of means (n,) for each run, for a card; what is left over at the end is dropped.
     """
     names, count = histories[0].keys() - {"seconds"}, len(histories[0]["loss"])
     every = max(1, count // points)
@@ -167,7 +167,7 @@ def curves(histories: list[dict[str, Tensor]], points: int) -> dict:
     return {"every": every, **means}
 
 
-def about(card: dict) -> str:
+def summary(card: dict) -> str:
     """One line on the run that a card is of: its budget, its data, where and when."""
     batch, where = card["settings"]["batch"], f"on {card['device']}, {card['date']}"
     where = f"{card['seconds'] / 60:,.0f} min {where}" if "seconds" in card else where

@@ -37,14 +37,14 @@ RULES = {
 
 
 def read(values: dict, **rules: list | tuple | type) -> None:
-    """`check` settings, over which the environment variables DATA, DATA_ROOT and TRAIN win, where there are any."""
+    """Overwrite DATA, DATA_ROOT and TRAIN by environment variables of these names, where set; then `check` all."""
     for name in values.keys() & {"DATA", "DATA_ROOT", "TRAIN"}:
         values[name] = os.environ.get(name) or values[name]
     check(values, **rules)
 
 
-def lower(values: dict, **most: float) -> None:
-    """Lower each of these settings to the number given here, where it is above it: for a demo, which must be short."""
+def cap(values: dict, **most: float) -> None:
+    """Cap each of these settings at the number given: for a demo, which must be short."""
     for name, limit in most.items():
         values[name] = min(values[name], limit)
 

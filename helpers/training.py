@@ -38,7 +38,7 @@ def amp_dtype(device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Mixed precision in this type; float32 means none."""
+    """torch.autocast to this type; with float32 it does nothing."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 

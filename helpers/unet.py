@@ -186,11 +186,11 @@ def plain(widths: tuple[int, int, int] = (32, 72, 96), classes: int = 100) -> UN
 
 
 NETWORKS = {"looped": UNet, "plain": plain}  # by their names in settings and cards
-# What a denoiser answers to these arguments, its weights are known by: see `results.save_weights`.
-EXAMPLE = torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32), torch.tensor([1.0]), torch.tensor([0])
+# A fixed input: a denoiser's answer to it, kept in the card, shows whether its code has changed since its training.
+PROBE = torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32), torch.tensor([1.0]), torch.tensor([0])
 
 
-def denoiser(settings: dict, device: torch.device | str = "cpu") -> Denoiser:
-    """The denoiser that a run's settings describe ("network", "widths", "prediction"), weights at random."""
+def build_denoiser(settings: dict, device: torch.device | str = "cpu") -> Denoiser:
+    """A new, untrained denoiser, as a run's settings ("network", "widths", "prediction") describe it."""
     net = NETWORKS[settings["network"]](tuple(settings["widths"]))
     return Denoiser(net, settings["prediction"]).to(device, memory_format=torch.channels_last)

@@ -409,7 +409,7 @@ THUMBNAILS = {
 @pytest.mark.parametrize("name", THUMBNAILS)
 def test_the_shipped_weights_draw_what_they_drew(name):
     """A bicycle and an oak, six steps, as grey 4 × 4 thumbnails: any change of net, weights or solver shows here."""
-    denoiser = unet.denoiser(results.load_card(name)["settings"])
+    denoiser = unet.build_denoiser(results.load_card(name)["settings"])
     card = results.load_weights(name, denoiser)
     assert [card["classes"][label] for label in (8, 52)] == ["bicycle", "oak tree"]
     options = {"sigmas": diffusion.karras_sigmas(6), "guidance": 2.5, "interval": (0.05, 6.0)}

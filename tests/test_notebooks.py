@@ -240,7 +240,7 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
         assert "In Colab: write your copy's address into this cell, or upload" in done.stderr.splitlines()[-1]
     shutil.make_archive(str(other / "bundle"), "zip", tmp_path, "stand-in")  # of something else
     done = start(other, wrong)
-    assert "delete bundle; run again" in done.stderr.splitlines()[-1]
+    assert "delete the folder bundle; rerun" in done.stderr.splitlines()[-1]
     shutil.rmtree(other / "bundle")
     (tmp_path / "pack" / "__MACOSX" / "origin" / "helpers").mkdir(parents=True)  # as a Mac packs
     (tmp_path / "pack" / "__MACOSX" / "origin" / "helpers" / "._data.py").touch()

@@ -149,21 +149,21 @@ def test_a_study_that_could_not_be_kept_is_not_begun(tmp_path):
 def test_curves_are_means_of_every_so_many_steps_of_each_run_without_the_seconds():
     first, second = torch.tensor([1.0, 2, 3, 4, 9]), torch.tensor([0.0, 2, 4, 6, 9])
     histories = [{"loss": of, "accuracy": of / 10, "seconds": of} for of in (first, second)]
-    thinned = results.curves(histories, points=2)
+    thinned = results.thinned(histories, points=2)
     assert thinned.keys() == {"every", "loss", "accuracy"}
     assert thinned["every"] == 2  # what is left over at the end is dropped
     assert [run.tolist() for run in thinned["loss"]] == [[1.5, 3.5], [1.0, 5.0]]
     assert torch.allclose(torch.stack(thinned["accuracy"]), torch.tensor([[0.15, 0.35], [0.1, 0.5]]))
-    assert results.curves(histories, points=100)["every"] == 1  # of a short run all
+    assert results.thinned(histories, points=100)["every"] == 1  # of a short run all
 
 
 def test_one_line_says_what_run_a_card_is_of():
     card = {"parameters": 83_618, "steps": 1_000, "step_limit": 10_000, "settings": {"batch": 32}, "data": "these",
             "device": "a chip", "date": "2026-01-01"}  # fmt: skip
     said = "83,618 parameters, 1,000 of 10,000 steps of 32 on these: "
-    assert results.about(card) == said + "on a chip, 2026-01-01."
-    assert results.about(card | {"seconds": 180.0}) == said + "3 min on a chip, 2026-01-01."
-    assert results.about(card | {"seeds": [{}, {}]}) == said + "2 seed(s), on a chip, 2026-01-01."
+    assert results.summary(card) == said + "on a chip, 2026-01-01."
+    assert results.summary(card | {"seconds": 180.0}) == said + "3 min on a chip, 2026-01-01."
+    assert results.summary(card | {"seeds": [{}, {}]}) == said + "2 seed(s), on a chip, 2026-01-01."
 
 
 SHIPPED = sorted(path.stem for path in results.WEIGHTS.glob("*.pt"))
@@ -177,10 +177,10 @@ def test_the_five_are_there():
 def test_shipped_weights_load_and_keep_within_their_budget(name, capsys):
     card = results.load_card(name)
     if name.startswith("diffusion"):
-        module, example = unet.denoiser(card["settings"]), unet.EXAMPLE
+        module, example = unet.build_denoiser(card["settings"]), unet.PROBE
     else:
         module = {"paper": classifiers.PaperClassifier, "best": classifiers.DigitSumClassifier}[name[11:]]()
-        example = classifiers.EXAMPLE
+        example = classifiers.PROBE
     results.load_weights(name, module, example=example)
     assert capsys.readouterr().out == ""
     assert budget.count_parameters(module) == card["parameters"] <= card["parameter_limit"]

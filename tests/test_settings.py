@@ -128,7 +128,7 @@ def test_environment_variables_win_and_are_checked(monkeypatch):
         settings.read(values)
 
 
-def test_lower_lowers_and_never_raises_a_setting():
+def test_a_cap_lowers_and_never_raises_a_setting():
     values = {"STEPS": 500, "BATCH": 8, "SEED": 3}
-    settings.lower(values, STEPS=100, BATCH=32)
+    settings.cap(values, STEPS=100, BATCH=32)
     assert values == {"STEPS": 100, "BATCH": 8, "SEED": 3}

@@ -153,10 +153,10 @@ def test_widths_that_the_norms_cannot_divide_are_refused():
 @pytest.mark.parametrize("name", ["looped", "plain"])
 def test_a_denoiser_is_built_as_its_settings_say(name):
     settings = {"network": name, "widths": [8, 16, 24], "prediction": "epsilon", "batch": 3}  # widths as in a card
-    denoiser = unet.denoiser(settings)
+    denoiser = unet.build_denoiser(settings)
     assert type(denoiser.net) is unet.UNet
     assert denoiser.net.widths == (8, 16, 24)
     assert max(denoiser.net.loops) == {"looped": 3, "plain": 1}[name]
     assert denoiser.prediction == "epsilon"
     assert denoiser.net.stem.weight.is_contiguous(memory_format=torch.channels_last)
-    assert denoiser(*unet.EXAMPLE).shape == (1, 3, 32, 32)
+    assert denoiser(*unet.PROBE).shape == (1, 3, 32, 32)
