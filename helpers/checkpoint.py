@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import hashlib
 import io
 import json
+import platform
 from pathlib import Path
 
 import torch
@@ -13,11 +15,23 @@ from torch import Tensor
 
 from helpers.files import expanded, load_tensors, plain, verified, write_atomically
 from helpers.lock import Lock
-from helpers.results import environment
 
 
 class TrainingError(RuntimeError):
     """A run cannot go on; the message says what to do."""
+
+
+def environment(device: torch.device) -> dict:
+    """The versions, device and date that a result card records."""
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} {device.type}"
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    return {
+        "device": chip + threads,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
 
 
 class Checkpoint:

@@ -149,14 +149,14 @@ def distances_by_group(
     """`mean_distance` within each group of classes, and how sure it is; the smallest first.
 
     Features (N, D) and (M, D), their classes (N,) and (M,), and the name of the group of each class. Expects equally
-    many drawings of each class. The second number is half the range of nine in ten bootstrap resamples of both. Left
-    out are groups with fewer than 2 drawings of a class, or fewer than 2 real images.
+    many drawings of each class, at least 2: with fewer of any, nothing is returned. The second number is half the range
+    of nine in ten bootstrap resamples of both. Groups without drawings, or with fewer than 2 real images, are left out.
     """
     rng, found = torch.Generator().manual_seed(0), {}
     for name in dict.fromkeys(group_of):
         members = torch.tensor([name == other for other in group_of])
         a, of, b = drawn[members[drawn_classes]], drawn_classes[members[drawn_classes]], real[members[real_classes]]
-        if len(a) and min(*of.unique(return_counts=True)[1], len(b)) > 1:
+        if len(a) and len(b) > 1 and drawn_classes.unique(return_counts=True)[1].min() > 1:
             rows = [(_resampled(of, rng), torch.randint(len(b), (len(b),), generator=rng)) for _ in range(resamples)]
             again = torch.tensor([mean_distance(a[i], b[j], of[i]) for i, j in rows])
             low, high = again.quantile(torch.tensor([0.05, 0.95])).tolist()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import io
 import json
-import platform
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from helpers.checkpoint import environment
 from helpers.files import DataError, expanded, load_tensors, verified, write_atomically
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what the bundle ships
@@ -27,19 +26,6 @@ class Card(dict):
         raise DataError(
             f"a result card lacks {key!r}, so it is of an older version: move the run's .json and .pt away."
         )
-
-
-def environment(device: torch.device) -> dict:
-    """The versions, device and date that a result card records."""
-    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} {device.type}"
-    count = torch.get_num_threads()
-    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
-    return {
-        "device": chip + threads,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
 
 
 def newest(runs: str | Path, *names: str) -> Path:
@@ -160,11 +146,11 @@ def thinned(histories: list[dict[str, Tensor]], points: int) -> dict:
 
     Returns "every", and name -> a list of means (n,) for each run, for a card; what is left over at the end is dropped.
     """
-    names, count = histories[0].keys() - {"seconds"}, len(histories[0]["loss"])
+    count = len(histories[0]["loss"])
     every = max(1, count // points)
     used = count // every * every
-    means = {name: [of[name][:used].view(-1, every).mean(dim=1) for of in histories] for name in sorted(names)}
-    return {"every": every, **means}
+    means = {name: [of[name][:used].view(-1, every).mean(dim=1) for of in histories] for name in histories[0]}
+    return {"every": every, **{name: values for name, values in means.items() if name != "seconds"}}
 
 
 def summary(card: dict) -> str:

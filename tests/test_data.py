@@ -32,7 +32,7 @@ def test_superclasses_are_read_from_the_verified_files(tmp_path, monkeypatch):
     """Labels in any order, a class's superclass at the class's place; the demo's are its shapes."""
 
     class Verified:
-        base_folder = "cifar-100-python"
+        base_folder, classes = "cifar-100-python", ["aquarium_fish", "oak_tree"]
 
         def __init__(self, root, train, download):
             assert (root, train, download) == (str(tmp_path), False, True)
@@ -47,6 +47,7 @@ def test_superclasses_are_read_from_the_verified_files(tmp_path, monkeypatch):
     for name, content in files.items():
         (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(content))
     assert data.cifar100_superclasses(tmp_path) == [f"group {label // 5}" for label in range(100)]
+    assert data.cifar100_classes(tmp_path) == ["aquarium fish", "oak tree"]
     assert data.cifar100_superclasses("", "demo")[10:12] == ["ring", "ring"]
 
 

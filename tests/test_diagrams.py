@@ -93,3 +93,7 @@ def test_from_noise_to_image_shows_what_each_step_began_with_and_what_it_took_th
     assert torch.equal(images[:, 0, 0, 0], batches.to_uint8(torch.tensor(2 * (noisy + estimates))))
     assert columns == 2
     assert titles == {"row_titles": ["fox", "estimate", "bowl", "estimate"], "column_titles": ["σ = 3", "σ = 0.5"]}
+    diagrams.from_noise_to_image(start, way, sigmas, ["fox", "bowl"])
+    assert grids[1][1] == 3  # fewer steps than stages: all of them
+    diagrams.from_noise_to_image(start, 4 * way, torch.cat([sigmas[:-1]] * 4 + [sigmas[-1:]]), ["fox", "bowl"])
+    assert grids[2][1] == 10

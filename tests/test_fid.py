@@ -160,9 +160,12 @@ def test_distances_by_group(rng):
     assert 0.05 < found["far"][1] < wider["far"][1] < 1.5  # fewer drawings, less sure
     few = torch.cat([torch.zeros(1), torch.full((99,), 2.0)]).long()  # one real image of the first group
     assert list(fid.distances_by_group(drawn, real[:100], classes, few, ["a", "a", "b", "b"])) == ["b"]
-    once = torch.arange(29, 120)  # a single drawing of class 0
-    found = fid.distances_by_group(drawn[once], real, classes[once], real_classes, ["a", "a", "b", "b"])
-    assert list(found) == ["b"]
+    once = torch.arange(29, 120)  # a single drawing of class 0: no group is compared with one that has more
+    assert fid.distances_by_group(drawn[once], real, classes[once], real_classes, ["a", "a", "b", "b"]) == {}
+    first = torch.arange(60)  # the second group was not drawn
+    assert list(fid.distances_by_group(drawn[first], real, classes[first], real_classes, ["a", "a", "b", "b"])) == ["a"]
+    two = torch.arange(0, 120, 15)  # two drawings of each class are enough
+    assert len(fid.distances_by_group(drawn[two], real, classes[two], real_classes, ["a", "a", "b", "b"])) == 2
     assert fid.distances_by_group(drawn[::30], real, classes[::30], real_classes, ["a", "a", "b", "b"]) == {}
 
 

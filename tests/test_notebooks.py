@@ -242,6 +242,10 @@ def test_the_colab_cell_fetches_the_repository_into_an_empty_folder(tmp_path):
     done = start(other, wrong)
     assert "delete the folder bundle; rerun" in done.stderr.splitlines()[-1]
     shutil.rmtree(other / "bundle")
+    (other / "bundle.zip").write_bytes((other / "bundle.zip").read_bytes()[:-40])  # half of one
+    for _ in range(2):  # is not taken for the whole when the cell is run again
+        assert start(other, wrong).returncode == 1
+        assert not (other / "bundle").exists()
     (tmp_path / "pack" / "__MACOSX" / "origin" / "helpers").mkdir(parents=True)  # as a Mac packs
     (tmp_path / "pack" / "__MACOSX" / "origin" / "helpers" / "._data.py").touch()
     shutil.move(origin, tmp_path / "pack" / "origin")  # with a folder around it, as GitHub packs
@@ -355,18 +359,33 @@ def test_drawings_are_spread_over_the_classes(count, monkeypatch):
     monkeypatch.chdir(ROOT)
     kernel, drawn = definitions(NOTEBOOKS[1], "def measure_fid(", "def measure_sweep("), []
     kernel |= {"SAMPLES": count, "SWEEP_SAMPLES": count, "SAMPLE_SEEDS": [1, 2], "features": lambda images: images}
-    kernel |= {"sampling": {"sigmas": diffusion.karras_sigmas(4), "guidance": 1.0, "interval": (0.0, 80.0)}}
-    kernel |= {"denoiser": None, "own_weight": 0.0, "test_images": torch.zeros(9), "base": None, "worse": None}
-    kernel |= {"held_out": torch.zeros(9), "held_out_labels": torch.arange(9)}
-    kernel["draw"] = lambda _, labels, seed, **how: drawn.append((seed, labels)) or torch.zeros(len(labels))
-    judged = dict.fromkeys(("fid", "kid", "precision", "recall"), 1.0)
-    monkeypatch.setattr(kernel["fid"], "judge", lambda found, real: judged)
-    monkeypatch.setattr(kernel["fid"], "distances_by_group", lambda *features: {})
-    monkeypatch.setattr(kernel["training"], "step_away", lambda *nets: None)
-    kernel["measure_fid"]({})
-    rows = kernel["measure_sweep"]()["rows"]
-    assert [seed for seed, _ in drawn] == [1, 2] + [1] * len(rows)
-    for _, labels in drawn:
+    kernel |= {"sampling": {"sigmas": diffusion.karras_sigmas(4), "guidance": 1.5, "interval": (0.0, 80.0)}}
+    kernel |= {"denoiser": "with Neon", "own_weight": 1.0, "test_images": torch.zeros(9), "base": None, "worse": None}
+    kernel |= {"held_out": torch.zeros(9), "held_out_labels": torch.arange(9), "trained": True, "NEON_STEPS": 3}
+    kernel |= {"SWEEP_STEPS": [6], "SWEEP_GUIDANCE": [1.0, kernel["GUIDANCE"]], "SWEEP_INTERVALS": [(0.3, 6.0)]}
+
+    def draw(net, labels, *, seed, **how):
+        drawn.append((net, labels, seed, how))
+        return torch.full((len(labels),), float(len(drawn)))  # known again by its place
+
+    kernel["draw"] = draw
+    monkeypatch.setattr(kernel["fid"], "judge", lambda found, real: dict.fromkeys(("fid", "kid"), float(found[0])))
+    monkeypatch.setattr(kernel["fid"], "distances_by_group", lambda found, *others: {"first": float(found[0])})
+    monkeypatch.setattr(kernel["training"], "step_away", lambda *nets: "without Neon")
+    assert kernel["measure_fid"]({})["fid_by_seed"] == [1.0, 2.0]
+    assert [(seed, how) for _, _, seed, how in drawn] == [(1, kernel["sampling"]), (2, kernel["sampling"])]
+    swept = kernel["measure_sweep"]()
+    steps, default = kernel["SAMPLER_STEPS"], [kernel["GUIDANCE"], list(kernel["GUIDANCE_INTERVAL"]), 1.0]
+    assert [[row[key] for key in ("steps", "guidance", "interval", "neon")] for row in swept["rows"]] == [
+        [steps, *default], [6, *default], [steps, 1.0, *default[1:]], [steps, default[0], [0.3, 6.0], 1.0],
+        [steps, *default[:2], 0.0],
+    ]  # fmt: skip
+    assert [row["fid"] for row in swept["rows"]] == [3.0, 4.0, 5.0, 6.0, 7.0]
+    assert swept["superclasses"] == {"first": 3.0}  # of the default
+    assert [net for net, *_ in drawn] == ["with Neon"] * 6 + ["without Neon"]
+    assert [len(how["sigmas"]) - 1 for *_, how in drawn[2:]] == [steps, 6, steps, steps, steps]
+    assert {seed for _, _, seed, _ in drawn[2:]} == {1}
+    for _, labels, _, _ in drawn:
         counts = labels.bincount(minlength=100)
         assert len(labels) == count
         assert counts.max() - counts.min() <= 1
@@ -407,6 +426,37 @@ def test_interpolation_with_the_weights_of_a_demorun(tmp_path, monkeypatch):
     assert {name for pair in kernel["names"] for name in pair} <= set(demo.CLASSES)
 
 
+def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch):
+    """Notebook 3's table of midpoints: where, by which way, and with which labels each row was drawn."""
+    monkeypatch.chdir(ROOT)
+    kernel, drawn = definitions(NOTEBOOKS[2], "def measure_middles("), {}
+    kernel |= {"sampling": {}, "lerp": "lerp"}
+    monkeypatch.setattr(kernel["fid"], "frechet_distance", lambda found, real: float(found))
+    monkeypatch.setattr(kernel["fid"], "mean_distance", lambda found, real: 0.0)
+
+    def between(denoiser, labels, noises, positions, *, way="slerp", class_way=None, **sampling):
+        drawn[float(len(drawn))] = positions, way, class_way or way, torch.equal(*labels)
+        return [len(drawn) - 1.0]
+
+    monkeypatch.setattr(kernel["interpolation"], "between", between)
+    rows = kernel["measure_middles"](lambda images: images)["rows"]
+    assert {name: drawn[row["fid"]] for name, row in rows.items()} == {
+        "starting points": ([0.0], "slerp", "slerp", True), "slerp of noise": ([0.5], "slerp", "slerp", True),
+        "lerp of noise": ([0.5], "lerp", "lerp", True), "slerp of noise and class": ([0.5], "slerp", "slerp", False),
+        "lerp of noise and class": ([0.5], "lerp", "lerp", False),
+        "slerp of noise, lerp of class": ([0.5], "slerp", "lerp", False),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "name", "most"), [(0, "STEPS", 160), (1, "NEON_STEPS", 20), (2, "ROWS", 6)])
+def test_the_demo_is_short_whatever_the_settings_say(number, name, most, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA", "demo")
+    cells = code(NOTEBOOKS[number])
+    at = cells.index(settings_cell(NOTEBOOKS[number]))
+    assert run(NOTEBOOKS[number], cells[: at + 2], mocked=False)[name] == most
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_listings_show_the_code_that_runs(path):
     for cell in code(path):
@@ -442,6 +492,10 @@ def test_another_base_gets_another_neon_and_who_does_not_train_sees_the_net_that
     assert len(list(tmp_path.rglob("*.ckpt"))) == 3
     pairs = zip(kernel["base"].parameters(), kernel["worse"].parameters(), strict=True)
     assert sum(float((a - b).square().sum()) for a, b in pairs) < 0.01
+    losses = torch.cat([kernel["history"]["loss"]])
+    assert len(losses) == 3
+    assert losses[-1] == kernel["last"]["loss"][-1]  # the base's, then Neon's
+    assert {"answer", "classes", "seconds"} <= kernel["card"].keys()
     kernel = run(NOTEBOOKS[1], cells[: end + 1], **changes | {"TRAIN": "no", "HELD_OUT": 500, "NETWORK": "plain"})
     assert kernel["HELD_OUT"] == 60
     assert type(kernel["net"]) is type(kernel["denoiser"].net)

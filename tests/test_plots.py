@@ -149,9 +149,17 @@ def test_listing_is_the_source():
 def test_bars_are_grey_where_they_are_not_ours():
     (axis,) = plots.bars({"a": (15.3, 1.0), "b": 91.78}, title="t", ours={"a"}).axes
     assert [text.get_text().strip() for text in axis.texts] == ["15.30", "91.78"]
+    assert [text.get_position()[0] for text in axis.texts] == pytest.approx([16.3, 91.78])  # behind the whisker
     colours = [bar.get_facecolor() for bar in axis.patches]
     assert colours[0] == pytest.approx(matplotlib.colors.to_rgba(plots.BLUE))
     assert colours[1] == pytest.approx(matplotlib.colors.to_rgba(plots.GREY))
+
+
+def test_the_longest_whisker_fits():
+    (axis,) = plots.bars({"a": [1.0, 4.0], "b": 2.0}, title="t").axes
+    assert axis.get_xlim()[1] == pytest.approx(5 * 1.18)
+    (whiskers,) = axis.collections
+    assert max(float(ends.vertices[:, 0].max()) for ends in whiskers.get_paths()) == 5.0
 
 
 def test_reliability():

@@ -150,7 +150,7 @@ def test_curves_are_means_of_every_so_many_steps_of_each_run_without_the_seconds
     first, second = torch.tensor([1.0, 2, 3, 4, 9]), torch.tensor([0.0, 2, 4, 6, 9])
     histories = [{"loss": of, "accuracy": of / 10, "seconds": of} for of in (first, second)]
     thinned = results.thinned(histories, points=2)
-    assert thinned.keys() == {"every", "loss", "accuracy"}
+    assert list(thinned) == ["every", "loss", "accuracy"]  # in their order, which is that of the panels
     assert thinned["every"] == 2  # what is left over at the end is dropped
     assert [run.tolist() for run in thinned["loss"]] == [[1.5, 3.5], [1.0, 5.0]]
     assert torch.allclose(torch.stack(thinned["accuracy"]), torch.tensor([[0.15, 0.35], [0.1, 0.5]]))
@@ -162,7 +162,7 @@ def test_one_line_says_what_run_a_card_is_of():
             "device": "a chip", "date": "2026-01-01"}  # fmt: skip
     said = "83,618 parameters, 1,000 of 10,000 steps of 32 on these: "
     assert results.summary(card) == said + "on a chip, 2026-01-01."
-    assert results.summary(card | {"seconds": 180.0}) == said + "3 min on a chip, 2026-01-01."
+    assert results.summary(card | {"seconds": 6_000.0}) == said + "100 min on a chip, 2026-01-01."
     assert results.summary(card | {"seeds": [{}, {}]}) == said + "2 seed(s), on a chip, 2026-01-01."
 
 

@@ -16,6 +16,14 @@ from tests import pages
 from tests.test_muon import _Mixed
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_autocast_computes_in_the_type_it_is_given(dtype):
+    a = torch.ones(2, 2)
+    with training.autocast(torch.device("cpu"), dtype):
+        assert (a @ a).dtype == dtype
+        assert torch.is_autocast_enabled("cpu") == (dtype != torch.float32)
+
+
 def test_lr_factor_rises_stays_and_falls_to_zero():
     values = [training.lr_factor(step, 100, warmup=10, decay=0.3) for step in range(101)]
     assert values[0] == pytest.approx(1 / 11)

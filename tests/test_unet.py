@@ -160,3 +160,4 @@ def test_a_denoiser_is_built_as_its_settings_say(name):
     assert denoiser.prediction == "epsilon"
     assert denoiser.net.stem.weight.is_contiguous(memory_format=torch.channels_last)
     assert denoiser(*unet.PROBE).shape == (1, 3, 32, 32)
+    assert next(unet.build_denoiser(settings, "meta").parameters()).device.type == "meta"
