@@ -32,7 +32,7 @@ RULES = {
     "SAMPLES": (4, None, int), "SAMPLE_SEEDS": [(0, 10**9, int)],
     "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
     "SWEEP_GUIDANCE": [(0, None)], "SWEEP_INTERVALS": [[(0, None)] * 2],
-    "ROWS": (2, None, int), "PAIRS": (2, 10_000, int), "MIDDLES": (2, 5_000, int),
+    "ROWS": (2, None, int), "PAIRS": (2, None, int), "MIDDLES": (2, 5_000, int),
 }  # fmt: skip
 
 

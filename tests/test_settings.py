@@ -78,7 +78,7 @@ LIMITS = {  # the least and the most that is legal; None: no limit
     "WEIGHT_DECAY": (0, None), "EMA_DECAY": (0, 0.999_999), "P_STD": (0, None), "DEGREES": (0, 180), "SCALE": (0, 0.9),
     "SHIFT": (0, 28), "BEND": (0, 28), "GUIDANCE": (0, None), "SAMPLER_STEPS": (2, None), "INVERSION_STEPS": (2, None),
     "ANCESTRAL_STEPS": (1, 1_000), "SAMPLES": (4, None), "SWEEP_SAMPLES": (4, None), "ROWS": (2, None),
-    "PAIRS": (2, 10_000), "MIDDLES": (2, 5_000),
+    "PAIRS": (2, None), "MIDDLES": (2, 5_000),
 }  # fmt: skip
 LIMITS_OF_EACH = {
     "SEEDS": (0, 10**9),
