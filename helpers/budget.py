@@ -12,7 +12,8 @@ class BudgetError(RuntimeError):
 def count_parameters(module: nn.Module) -> int:
     """Number of scalar parameters: shared ones once, frozen ones included, buffers not.
 
-    Equals the coursework's `len(torch.nn.utils.parameters_to_vector(module.parameters()))`.
+    Equals the coursework's `len(torch.nn.utils.parameters_to_vector(module.parameters()))`. (That line cannot read
+    weights in channels-last memory: give it `module.to(memory_format=torch.contiguous_format)`.)
     """
     return sum(p.numel() for p in module.parameters())
 

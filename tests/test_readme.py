@@ -57,7 +57,7 @@ def readme():
         f"| that network, bare DDPM (our reading of the report), our solver: FID | | {ddpm['metrics']['fid']:.2f}² |",
         f"| parameters (limit 1,000,000) | 948,856 | {diffusion['parameters']:,} |",
         f"| steps (limit 50,000) | 50,000 | {diffusion['steps']:,}, batch {diffusion['settings']['batch']}, "
-        f"on one {diffusion['device']} in {diffusion['seconds'] / 60:.0f} min |",
+        f"on one {diffusion['device']} in {diffusion['seconds'] / 60:.0f} min, Neon's drawings on top |",
         f"drawings, seed {metrics['seeds'][0]}, against",
         f"with seed {metrics['seeds'][1]} it is {metrics['fid_by_seed'][1]:.2f}",
         f"({paper['settings']['lr']} and {best['settings']['lr']})",
