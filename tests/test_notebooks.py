@@ -353,6 +353,23 @@ def test_the_settings_that_the_page_gives_for_its_two_plain_runs_are_those_of_th
     }
 
 
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_the_diffusion_loop_mirrors_and_neons_drawings_are_unguided_of_all_classes_and_of_other_noise(tmp_path):
+    train, kernel = training_loop(2, tmp_path, STEPS=3, BATCH=4, NEON_STEPS=0, AMP=False)
+    mirrored, drawn = [], {}
+    kernel["mirror"] = lambda x: mirrored.append(len(x)) or x
+    train()
+    assert mirrored == [4] * 3
+    (cell,) = [cell["source"] for cell in code(NOTEBOOKS[1]) if "def own_drawings(" in cell["source"]]
+    exec(cell, kernel)
+    kernel |= {"NEON_SAMPLES": 230, "draw": lambda net, labels, **how: drawn.update(how) or torch.zeros(len(labels))}
+    _, labels = kernel["own_drawings"](None)
+    assert labels.bincount().tolist() == [3] * 30 + [2] * 70
+    assert "guidance" not in drawn
+    assert drawn["seed"] not in (kernel["SEED"], *kernel["SAMPLE_SEEDS"])
+    assert len(drawn["sigmas"]) == kernel["SAMPLER_STEPS"] + 1
+
+
 @pytest.mark.parametrize("count", [50, 150, 2_048])
 def test_drawings_are_spread_over_the_classes(count, monkeypatch):
     """Those of the FID, each seed's, and those of the sweep."""
