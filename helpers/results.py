@@ -149,8 +149,8 @@ def thinned(histories: list[dict[str, Tensor]], points: int) -> dict:
     count = len(histories[0]["loss"])
     every = max(1, count // points)
     used = count // every * every
-    means = {name: [of[name][:used].view(-1, every).mean(dim=1) for of in histories] for name in histories[0]}
-    return {"every": every, **{name: values for name, values in means.items() if name != "seconds"}}
+    names = [name for name in histories[0] if name != "seconds"]
+    return {"every": every} | {n: [of[n][:used].view(-1, every).mean(dim=1) for of in histories] for n in names}
 
 
 def summary(card: dict) -> str:

@@ -83,8 +83,6 @@ def test_a_limit_that_is_no_number_is_refused():
 
 def test_the_courseworks_line_counts_a_channels_last_net_as_the_docstring_says():
     net = UNet().to(memory_format=torch.channels_last)
-    with pytest.raises(RuntimeError, match="view"):
-        torch.nn.utils.parameters_to_vector(net.parameters())
     count = count_parameters(net)
     vector = torch.nn.utils.parameters_to_vector(net.to(memory_format=torch.contiguous_format).parameters())
     assert count == len(vector)
