@@ -23,6 +23,7 @@ def test_demo_addnist_has_the_official_shapes_and_types(demo):
         assert images.shape[1:] == (3, 28, 28)
         assert labels.dtype == torch.int64
         assert set(labels.tolist()) == set(range(20))
+    assert torch.equal(data.addnist("", "unseen", "demo")[0], demo["valid"][0])
     both = torch.cat([demo["train"][1], demo["valid"][1]]).bincount()
     assert (both == 400).all()
     assert (demo["test"][1].bincount() == 60).all()
@@ -169,6 +170,25 @@ def test_official_zip_is_unpacked_by_name_and_only_inside_the_folder(tmp_path, o
     assert labels.tolist() == np.load(io.BytesIO(official["valid_y"])).tolist()
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(f"{n}.npy" for n in official)
     assert {p.parent.name for p in tmp_path.rglob("*.npy")} == {"AddNIST"}
+
+
+def test_unseen_images_hold_no_digit_of_the_others(tmp_path, official, monkeypatch):
+    """Of a pool with ten digits of train and valid and thirty others, only the latter; sums by their labels."""
+    for name, content in official.items():
+        (tmp_path / "AddNIST").mkdir(exist_ok=True)
+        (tmp_path / "AddNIST" / f"{name}.npy").write_bytes(content)
+    known = torch.cat([data.addnist(tmp_path, split)[0].flatten(0, 1)[:5] for split in ("train", "valid")])
+    fresh = torch.arange(30, dtype=torch.uint8)[:, None, None].expand(30, 28, 28)  # an image of its number
+    pool = torch.cat([known, fresh]), torch.arange(10).repeat(4)
+    monkeypatch.setattr(data, "digits", lambda root, split, source: pool if (root, split) == (tmp_path, "train") else 0)
+    images, labels = data.addnist(tmp_path, "unseen")
+    assert images.shape == (10_000, 3, 28, 28)
+    assert (images == images[:, :, :1, :1]).all()
+    assert set(images[:, :, 0, 0].flatten().tolist()) == set(range(30))
+    assert torch.equal((images[:, :, 0, 0] % 10).long().sum(dim=1) - 1, labels)
+    monkeypatch.setattr(data, "digits", lambda *_: (fresh, torch.arange(10).repeat(3)))
+    with pytest.raises(files.DataError, match="not those of AddNIST's images"):
+        data.addnist(tmp_path, "unseen")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
