@@ -16,11 +16,14 @@ COLOURS = ("red", "orange", "yellow", "lime", "green", "teal", "blue", "violet",
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
 
 
-@lru_cache(maxsize=2)
-def digits(train: bool) -> tuple[Tensor, Tensor]:
-    """Printed digits in place of MNIST's: uint8 (N, 28, 28) and labels (N,); sizes, angles and places vary."""
-    rng = np.random.default_rng(0 if train else 1)
-    labels = np.arange(10).repeat(200 if train else 50)
+@lru_cache(maxsize=3)
+def digits(seed: int) -> tuple[Tensor, Tensor]:
+    """Printed digits in place of MNIST's: uint8 (N, 28, 28) and labels (N,); sizes, angles and places vary.
+
+    seed: 0, to train on (2,000), 1, to test on (500), or 2, others still (500).
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.arange(10).repeat(50 if seed else 200)
     images = np.empty((len(labels), 28, 28), dtype=np.uint8)
     for row, digit in enumerate(labels):
         font = ImageFont.load_default(size=float(rng.uniform(18, 26)))
