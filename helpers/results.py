@@ -23,9 +23,8 @@ class Card(dict):
     """A result card, or a part of one; asked for what it does not hold, it says why that may be: DataError."""
 
     def __missing__(self, key: str):
-        raise DataError(
-            f"a result card lacks {key!r}, so it is of an older version: move the run's .json and .pt away."
-        )
+        raise DataError(f"a result card lacks {key!r}, so it is of an older version: move the run's .json and .pt away "
+                        "(a study's has no .pt; MEASURE = 'yes' measures it again).")  # fmt: skip
 
 
 def newest(runs: str | Path, *names: str) -> Path:
