@@ -370,6 +370,19 @@ def test_the_diffusion_loop_mirrors_and_neons_drawings_are_unguided_of_all_class
     assert len(drawn["sigmas"]) == kernel["SAMPLER_STEPS"] + 1
 
 
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_a_study_of_notebook_1_judges_each_set_in_its_own_column(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    kernel = definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def compared(", DATA="demo", RUNS=str(tmp_path))
+    for split, found in kernel["splits"].items():
+        assert data.fingerprint(*found) == data.fingerprint(*data.addnist("", split, "demo"))
+    kernel |= {"MEASURE": "yes", "SEEDS": [0, 1], "train": lambda make, seed, **_: (seed, None, {"parameters": 7})}
+    kernel["hits"] = lambda net, split: torch.tensor({"valid": 0.25, "unseen": 0.5}[split] + net / 8)
+    table = kernel["compared"]("study", {"one of them": (None, {})}, 2)
+    assert "| accuracy on | parameters | validation images | images of unseen digits |" in table.data
+    assert "| one of them | 7 | 31.25% ± 8.84% | 56.25% ± 8.84% |" in table.data
+
+
 @pytest.mark.parametrize("count", [50, 150, 2_048])
 def test_drawings_are_spread_over_the_classes(count, monkeypatch):
     """Those of the FID, each seed's, and those of the sweep."""
