@@ -379,7 +379,7 @@ def test_a_study_of_notebook_1_judges_each_set_in_its_own_column(tmp_path, monke
     kernel |= {"MEASURE": "yes", "SEEDS": [0, 1], "train": lambda make, seed, **_: (seed, None, {"parameters": 7})}
     kernel["hits"] = lambda net, split: torch.tensor({"valid": 0.25, "unseen": 0.5}[split] + net / 8)
     table = kernel["compared"]("study", {"one of them": (None, {})}, 2)
-    assert "| accuracy on | parameters | validation images | images of unseen digits |" in table.data
+    assert "|  | parameters | accuracy, validation | accuracy, unseen digits |" in table.data
     assert "| one of them | 7 | 31.25% ± 8.84% | 56.25% ± 8.84% |" in table.data
 
 
