@@ -24,27 +24,40 @@ def shuffle_channels(images: Tensor) -> Tensor:
 
 
 def jitter(
-    images: Tensor, *, degrees: float = 0.0, scale: float = 0.0, shift: float = 0.0, bend: float = 0.0
+    images: Tensor,
+    *,
+    degrees: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    shift: float = 0.0,
+    bend: float = 0.0,
+    stroke: float = 0.0,
 ) -> Tensor:
-    """Each channel of each image turned, scaled, moved and bent at random: float32 or float64 (B, C, H, W) -> same.
+    """Each channel of each image changed at random, on its own: float32 or float64 (B, C, H, W) -> same.
 
-    Uniform in ±degrees, 1 ± scale (each axis its own) and ±shift pixels. bend: a displacement of that many pixels
-    (standard deviation) at 5 × 5 points, smooth and somewhat less in between: the elastic deformation of Simard et al.
-    (2003). What comes in from outside is the images' least value, the background. Raises TypeError for other types.
+    stroke: first, half of the channels, by chance, go a share of the way, at most this, to their 3 × 3 maximum (thicker
+    strokes) or minimum (thinner). Then all are scaled by 1 ± scale (each axis on its own), slanted by up to about
+    ±shear degrees, turned by up to ±degrees and moved by up to ±shift pixels, all uniform. bend: a displacement of that
+    many pixels (standard deviation) at 5 × 5 points, smooth and somewhat less in between: the elastic deformation of
+    Simard et al. (2003). What comes in from outside is the images' least value, the background. Raises TypeError for
+    other types.
     """
     if images.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"expected float32 images, got {images.dtype}: pass them through batches.normalise first")
     if len(images) == 0:
         return images
-    if images.device.type == "mps":  # which has no bicubic grid_sample
-        return jitter(images.cpu(), degrees=degrees, scale=scale, shift=shift, bend=bend).to(images.device)
-    b, c, h, w = images.shape
+    where, (b, c, h, w) = images.device, images.shape
+    images = images.cpu() if where.type == "mps" else images  # which has no bicubic grid_sample
     like = {"device": images.device, "dtype": images.dtype}
-    angle, size_x, size_y, x, y = (torch.rand(5, b * c, **like) * 2 - 1).unbind()
-    # Where each pixel looks: first its place is scaled, then turned, then moved, in a frame from -1 to 1.
+    angle, size_x, size_y, slant, x, y, weight, coin = (torch.rand(8, b * c, **like) * 2 - 1).unbind()
+    weight = (stroke * weight * (coin > 0)).view(b, c, 1, 1)
+    thick, thin = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
+    images = images + weight.abs() * (torch.where(weight > 0, thick, thin) - images)
+    # Where each pixel looks: first its place is scaled and slanted, then turned, then moved, in a frame from -1 to 1.
     cos, sin = (angle * math.radians(degrees)).cos(), (angle * math.radians(degrees)).sin()
     turn = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
-    stretch = torch.stack([1 + scale * size_x, 1 + scale * size_y], dim=1).diag_embed()
+    slope, zero = (slant * math.radians(shear)).tan(), torch.zeros_like(slant)
+    stretch = torch.stack([1 + scale * size_x, slope, zero, 1 + scale * size_y], dim=1).view(-1, 2, 2)
     move = torch.stack([2 * shift / w * x, 2 * shift / h * y], dim=1)[:, :, None]
     grid = F.affine_grid(torch.cat([turn @ stretch, move], dim=2), [b * c, 1, h, w], align_corners=False)
     # Bending: a displacement at 5 × 5 points, smooth in between: bicubic, as one matrix for each side (far faster).
@@ -55,4 +68,4 @@ def jitter(
     # Bicubic, so that strokes stay as sharp as in images that nobody moved; it overshoots at edges, hence the clamp.
     darkest, brightest = images.aminmax()
     moved = F.grid_sample((images - darkest).reshape(b * c, 1, h, w), grid, mode="bicubic", align_corners=False)
-    return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest)
+    return (moved.view(b, c, h, w) + darkest).clamp(darkest, brightest).to(where)

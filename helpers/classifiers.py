@@ -44,8 +44,8 @@ class PaperClassifier(nn.Module):
 class DigitSumClassifier(nn.Module):
     """One small digit reader shared by the three channels, and an exact sum: 83,618 parameters.
 
-    The label is the sum of three digits minus 1, and the distribution of a sum is the convolution of the digits'
-    distributions, which needs no parameters. Only the sum is ever labelled; reading emerges.
+    The label is the sum of three digits minus 1, and the distribution of a sum follows from those of the digits,
+    without a parameter (`label_log_probabilities`). Only the sum is ever labelled; reading emerges.
 
     widths: channels of the reader's five convolutions (the default is the shipped net). They are unpadded, after An et
     al. (2020): the map shrinks as it goes, so deep layers cost little and none looks beyond the edge. The second has a
@@ -78,10 +78,16 @@ class DigitSumClassifier(nn.Module):
 
 
 def label_log_probabilities(digits: Tensor) -> Tensor:
-    """Digits' log-probabilities (B, 3, 10) -> AddNIST labels' (B, 20), float32: label = sum - 1, sums 1…20 occur."""
+    """Digits' log-probabilities (B, 3, 10) -> AddNIST labels' (B, 20), float32: label = sum - 1, sums 1…20 occur.
+
+    AddNIST holds equally many images of each label, so a sum is no more frequent for having many ways to come about:
+    what counts is the mean over its ways, not their total. (Bayes' rule, with 1 / (20 · ways) for each triple's
+    frequency and the digits' probabilities taken as if all ten were equally frequent.) Raises ValueError.
+    """
     if digits.shape[1:] != (3, 10):
         raise ValueError(f"expected digits (B, 3, 10), got {tuple(digits.shape)}")
-    return F.log_softmax(log_sum_distribution(digits)[:, 1:21], dim=1)
+    ways = log_sum_distribution(torch.zeros_like(digits[:1]))  # log of their number, for each sum
+    return F.log_softmax((log_sum_distribution(digits) - ways)[:, 1:21], dim=1)
 
 
 def log_sum_distribution(digits: Tensor) -> Tensor:
@@ -96,6 +102,17 @@ def log_sum_distribution(digits: Tensor) -> Tensor:
         copies = [F.pad(total + digit[:, i : i + 1], (i, 9 - i), value=-torch.inf) for i in range(10)]
         total = torch.stack(copies).logsumexp(dim=0)
     return total
+
+
+class Totals(nn.Module):
+    """For comparison: a finished net that adds, answering by the total over a sum's ways, not by their mean."""
+
+    def __init__(self, net: DigitSumClassifier):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.log_softmax(log_sum_distribution(self.net.digit_log_probabilities(x))[:, 1:21], dim=1)
 
 
 class LearnedSum(nn.Module):

@@ -18,6 +18,7 @@ from helpers.plots import BLUE, GREY, INK, ORANGE, empty, image_grid
 def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, int]) -> Figure:
     """How the net adds: each channel, the distribution of its digit, and the distribution of their sum.
 
+    Of the sum by totals, since here every triple is as frequent as another, and every sum can occur.
     image: uint8 (3, 28, 28); digits: what it shows, drawn in orange.
     """
     with torch.no_grad():

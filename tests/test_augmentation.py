@@ -49,19 +49,23 @@ def test_shuffled_channels_are_the_same_three_and_every_order_occurs():
     assert counts.min() > 850
 
 
-def test_a_channel_is_scaled_first_then_turned_then_moved(monkeypatch):
+@pytest.mark.parametrize(("weight", "coin"), [(0.8, 0.2), (-0.8, 0.2), (0.8, -0.2)])
+def test_strokes_come_first_then_scale_and_slant_then_turn_then_move(monkeypatch, weight, coin):
     """Against the affine map written out, with random numbers that are known."""
-    angle, size_x, size_y, x, y = 1.0, 0.5, -1.0, 0.3, -0.6
-    drawn = (torch.tensor([angle, size_x, size_y, x, y]) + 1)[:, None] / 2
+    angle, size_x, size_y, slant, x, y = 1.0, 0.5, -1.0, -0.5, 0.3, -0.6
+    drawn = (torch.tensor([angle, size_x, size_y, slant, x, y, weight, coin]) + 1)[:, None] / 2
     monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
-    image = torch.rand_like(torch.zeros(1, 1, 28, 28))
+    image = torch.rand_like(torch.zeros(1, 1, 28, 28)) - 0.4
     cos, sin = math.cos(math.radians(30)), math.sin(math.radians(30))
-    sx, sy = 1 + 0.4 * size_x, 1 + 0.4 * size_y
-    theta = torch.tensor([[[cos * sx, -sin * sy, 2 * 3 / 28 * x], [sin * sx, cos * sy, 2 * 3 / 28 * y]]])
+    sx, sy, k = 1 + 0.4 * size_x, 1 + 0.4 * size_y, math.tan(math.radians(20 * slant))
+    rows = [cos * sx, cos * k - sin * sy, 2 * 3 / 28 * x], [sin * sx, sin * k + cos * sy, 2 * 3 / 28 * y]
+    theta = torch.tensor([rows])
     grid = F.affine_grid(theta, [1, 1, 28, 28], align_corners=False)
-    low, high = image.aminmax()
-    expected = F.grid_sample(image - low, grid, mode="bicubic", align_corners=False) + low
-    moved = augmentation.jitter(image, degrees=30, scale=0.4, shift=3)
+    pooled = F.max_pool2d(image, 3, 1, 1) if weight > 0 else -F.max_pool2d(-image, 3, 1, 1)
+    pen = image + 0.5 * 0.8 * (pooled - image) if coin > 0 else image
+    low, high = pen.aminmax()
+    expected = F.grid_sample(pen - low, grid, mode="bicubic", align_corners=False) + low
+    moved = augmentation.jitter(image, degrees=30, scale=0.4, shear=20, shift=3, stroke=0.5)
     torch.testing.assert_close(moved, expected.clamp(low, high))
 
 
@@ -70,13 +74,33 @@ def test_bending_is_bicubic_between_its_points():
     torch.manual_seed(0)
     bent = augmentation.jitter(images, bend=2.0)
     torch.manual_seed(0)
-    torch.rand(5, 6)  # angles, sizes, shifts
+    torch.rand(8, 6)  # angles, sizes, slants, shifts, strokes
     points = 2.0 * torch.randn(6, 2, 5, 5) * torch.tensor([2 / 28, 2 / 20]).view(2, 1, 1)  # pixels across and down
     grid = F.affine_grid(torch.eye(2, 3).expand(6, 2, 3), [6, 1, 20, 28], align_corners=False)
     grid = grid + F.interpolate(points, size=(20, 28), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     darkest = images.min()
     expected = F.grid_sample((images - darkest).view(6, 1, 20, 28), grid, mode="bicubic", align_corners=False)
     torch.testing.assert_close(bent, (expected.view_as(images) + darkest).clamp(darkest, images.max()))
+
+
+def test_strokes_grow_thicker_and_thinner_by_no_more_than_said():
+    line = torch.full((600, 3, 9, 9), -0.4)
+    line[..., 3:6] = 0.6  # three pixels wide: five at most, one at least
+    torch.manual_seed(0)
+    found = augmentation.jitter(line, stroke=0.6) + 0.4
+    torch.testing.assert_close(found, found[..., :1, :].expand_as(found))
+    outer, edge, core = found[..., 0, 2:3], found[..., 0, 3:4], found[..., 0, 4:5]
+    torch.testing.assert_close(core, torch.ones_like(core))
+    torch.testing.assert_close(found[..., 0, 6:7], outer)
+    thicker, thinner = outer > 1e-5, edge < 1 - 1e-5
+    assert not (thicker & thinner).any()
+    assert (found[..., 0, [0, 1, 7, 8]].abs() < 1e-5).all()
+    for share, much in ((thicker, outer[thicker]), (thinner, 1 - edge[thinner])):
+        assert 0.22 < float(share.float().mean()) < 0.28  # the other half stay as they are
+        assert 0.58 < float(much.max()) <= 0.6 + 1e-5
+        assert 0.27 < float(much.mean()) < 0.33  # uniform
+    changed = (thicker | thinner)[..., 0].float()  # (600, 3): each channel on its own
+    assert abs(float(torch.corrcoef(changed[:, :2].T)[0, 1])) < 0.12
 
 
 def test_bytes_to_jitter_are_refused():

@@ -1,5 +1,7 @@
 import itertools
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -31,16 +33,37 @@ def test_wrong_input_is_refused_with_advice(make, bad, error):
         make()(bad)
 
 
-def test_sum_head_equals_enumeration_of_all_1000_triples():
+def test_sum_head_is_bayes_rule_over_all_1000_triples():
+    """With each label as frequent as another, and so each triple of a label as another of it, as AddNIST has them."""
     net = DigitSumClassifier().eval()
     x = torch.randn(3, 3, 28, 28)
+    ways = Counter(map(sum, itertools.product(range(10), repeat=3)))
     with torch.no_grad():
         p = net.digit_log_probabilities(x).double().exp()
-        expected = torch.zeros(3, 28, dtype=torch.float64)
+        joint = torch.zeros(3, 20, dtype=torch.float64)
         for r, g, b in itertools.product(range(10), repeat=3):
-            expected[:, r + g + b] += p[:, 0, r] * p[:, 1, g] * p[:, 2, b]
-        expected = expected[:, 1:21] / expected[:, 1:21].sum(dim=1, keepdim=True)
+            if 1 <= r + g + b <= 20:
+                joint[:, r + g + b - 1] += p[:, 0, r] * p[:, 1, g] * p[:, 2, b] / (20 * ways[r + g + b])
+        expected = joint / joint.sum(dim=1, keepdim=True)
         torch.testing.assert_close(net(x).double().exp(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_totals_are_the_plain_convolution_of_the_three_distributions():
+    net, x = DigitSumClassifier().eval(), torch.randn(3, 3, 28, 28)
+    with torch.no_grad():
+        found = classifiers.Totals(net).eval()(x).exp()
+        read = net.digit_log_probabilities(x).double().exp().numpy()
+    for three, sums in zip(read, found, strict=True):
+        expected = np.convolve(np.convolve(three[0], three[1]), three[2])[1:21]
+        np.testing.assert_allclose(sums.numpy(), expected / expected.sum(), rtol=1e-4)
+
+
+def test_digits_that_say_nothing_leave_every_label_as_likely():
+    nothing = torch.full((2, 3, 10), 0.1).log()
+    torch.testing.assert_close(classifiers.label_log_probabilities(nothing).exp(), torch.full((2, 20), 0.05))
+    sums = log_sum_distribution(nothing).exp()  # while of three dice's sums the middle ones are the likely
+    assert sums.sum(dim=1).tolist() == pytest.approx([1, 1])
+    assert float(sums[0, 13] / sums[0, 0]) == pytest.approx(75)
 
 
 def test_sums_survive_where_probabilities_underflow():

@@ -82,7 +82,7 @@ def test_slerp_and_retime_on_an_apple_gpu(back):
 def test_jitter_on_an_apple_gpu_takes_the_cpu(back):
     images = batches.normalise(torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8))
     torch.manual_seed(0)
-    how = {"degrees": 10, "scale": 0.1, "shift": 2, "bend": 1}
+    how = {"degrees": 10, "scale": 0.1, "shear": 9, "shift": 2, "bend": 1, "stroke": 0.5}
     expected = augmentation.jitter(images, **how)
     torch.manual_seed(0)
     assert torch.equal(augmentation.jitter(_on_mps(images), **how), expected)
@@ -110,7 +110,7 @@ def test_another_default_dtype(float64):
     pairs, noises = (labels, labels.flip(0)), diffusion.starting_noise(8, 0).split(4)
     assert len(interpolation.between(denoiser, pairs, noises, torch.tensor([0.5]), **sampling)) == 1
     digits = batches.normalise(data.addnist("", "test", "demo")[0][:4])
-    digits = augmentation.jitter(digits, degrees=10, shift=1, bend=1)
+    digits = augmentation.jitter(digits, degrees=10, scale=0.1, shear=9, shift=1, bend=1, stroke=0.5)
     for net in (classifiers.PaperClassifier(), classifiers.DigitSumClassifier()):
         assert net(digits).shape == (4, 20)
     assert fid.features(images, lambda x: x.flatten(1)[:, :4]).dtype == torch.float32

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import data, demo, diffusion, fid, files, results, settings, unet
+from helpers import classifiers, data, demo, diffusion, fid, files, results, settings, unet
 from tests.pages import NOTEBOOKS, ROOT, code, definitions, run, settings_cell, training_loop
 
 FULL_SIZE = {
@@ -127,11 +128,15 @@ def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, m
     cells = code(NOTEBOOKS[0])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
     kernel, moved, shuffled = run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), [], []
-    monkeypatch.setitem(kernel, "jitter", lambda x, **how: moved.append(how["degrees"]) or x)
+    drawn_from, how = [], ("degrees", "scale", "shear", "shift", "bend", "stroke")
+    monkeypatch.setitem(kernel, "jitter", lambda x, **how: moved.append(how) or x)
+    draw = kernel["batches"].batch
+    monkeypatch.setattr(kernel["batches"], "batch", lambda x, *how: drawn_from.append(x) or draw(x, *how))
     monkeypatch.setitem(kernel, "shuffle_channels", lambda x: shuffled.append(x) or x)
     kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
-    assert moved == [kernel["DEGREES"]] * 18
+    assert moved == [{name: kernel[name.upper()] for name in how}] * 18
     assert len(shuffled) == 20
+    assert all(of is kernel["images"] for of in drawn_from)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -371,16 +376,46 @@ def test_the_diffusion_loop_mirrors_and_neons_drawings_are_unguided_of_all_class
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-def test_a_study_of_notebook_1_judges_each_set_in_its_own_column(tmp_path, monkeypatch):
+def test_notebook_1_trains_on_two_sets_and_judges_a_study_by_the_unseen_one(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     kernel = definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def compared(", DATA="demo", RUNS=str(tmp_path))
     for split, found in kernel["splits"].items():
         assert data.fingerprint(*found) == data.fingerprint(*data.addnist("", split, "demo"))
+    for trained_on, of in zip((kernel["images"], kernel["labels"]), (0, 1), strict=True):
+        assert torch.equal(trained_on, torch.cat([data.addnist("", split, "demo")[of] for split in ("train", "valid")]))
     kernel |= {"MEASURE": "yes", "SEEDS": [0, 1], "train": lambda make, seed, **_: (seed, None, {"parameters": 7})}
-    kernel["hits"] = lambda net, split: torch.tensor({"valid": 0.25, "unseen": 0.5}[split] + net / 8)
+    kernel["hits"] = lambda net, split: torch.tensor({"unseen": 0.5}[split] + net / 8)
     table = kernel["compared"]("study", {"one of them": (None, {})}, 2)
-    assert "|  | parameters | accuracy, validation | accuracy, unseen digits |" in table.data
-    assert "| one of them | 7 | 31.25% ± 8.84% | 56.25% ± 8.84% |" in table.data
+    assert "|  | parameters | accuracy, unseen digits |" in table.data
+    assert "| one of them | 7 | 56.25% ± 8.84% |" in table.data
+
+
+def test_what_a_finished_net_is_measured_by(monkeypatch):
+    """Each figure from its own set and number of looks."""
+    monkeypatch.chdir(ROOT)
+    kernel = definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def hits(", DATA="demo")
+    torch.manual_seed(0)
+    net, asked, seen = kernel["classifiers"].DigitSumClassifier().eval(), [], {}
+    with monkeypatch.context() as patch:
+        right = F.one_hot(kernel["splits"]["test"][1], 20).float()
+        patch.setattr(classifiers, "predict", lambda net, x, **how: seen.update(how) or right)
+        assert kernel["hits"](net, "test", 3).tolist() == [1.0] * len(right)
+    assert seen["looks"] == 3
+    assert seen["jitter"] == {name: most * kernel["LOOK_JITTER"] for name, most in kernel["recipe"]["jitter"].items()}
+    kernel["hits"] = lambda of, split, looks=1: asked.append((of, split, looks)) or torch.arange(130.0) + len(asked)
+    history = {"loss": torch.arange(1500.0), "accuracy": torch.arange(1500.0), "seconds": torch.full((1500,), 2.0)}
+    row = kernel["measure"](net, history, 7)
+    assert asked[:3] == [(net, "test", 1), (net, "unseen", 1), (net, "test", kernel["LOOKS"])]
+    assert (row["seed"], row["seconds"], row["train_loss"], row["train_accuracy"]) == (7, 3000, 999.5, 999.5)
+    means = [float(part.mean()) for part in (torch.arange(130.0) + 1).split(64)]
+    assert float(row["test_accuracy_std_over_batches"]) == pytest.approx(np.std(means, ddof=1))
+    read = classifiers.predict(net.reader, kernel["digit_images"][:, None]).argmax(dim=1)
+    assert row["misread_digits"].tolist() == np.flatnonzero(read != kernel["digit_labels"]).tolist()
+    assert [float(row[f"{of}_accuracy"]) for of in ("test", "unseen")] == [65.5, 66.5]
+    assert float(row["test_accuracy_averaged"]) == 67.5
+    (totals, *how), by_totals = asked[3], float(row["test_accuracy_by_totals"])
+    assert (type(totals), totals.net, totals.training, how) == (classifiers.Totals, net, False, ["test", 1])
+    assert by_totals == 68.5
 
 
 @pytest.mark.parametrize("count", [50, 150, 2_048])

@@ -76,7 +76,8 @@ LIMITS = {  # the least and the most that is legal; None: no limit
     "PRECISION_STEPS": (1, None), "NEON_SAMPLES": (1, None), "NEON_STEPS": (0, None), "HELD_OUT": (0, 49_000),
     "LR": (0, 1), "PAPER_LR": (0, 1), "LR_DECAY": (0, 1), "LABEL_DROPOUT": (0, 1), "CALM": (0, 1), "WARMUP": (0, None),
     "WEIGHT_DECAY": (0, None), "EMA_DECAY": (0, 0.999_999), "P_STD": (0, None), "DEGREES": (0, 180), "SCALE": (0, 0.9),
-    "SHIFT": (0, 28), "BEND": (0, 28), "GUIDANCE": (0, None), "SAMPLER_STEPS": (2, None), "INVERSION_STEPS": (2, None),
+    "SHEAR": (0, 60), "SHIFT": (0, 28), "BEND": (0, 28), "STROKE": (0, 1), "GUIDANCE": (0, None),
+    "LOOK_JITTER": (0, 1), "SAMPLER_STEPS": (2, None), "INVERSION_STEPS": (2, None),
     "ANCESTRAL_STEPS": (1, 1_000), "SAMPLES": (4, None), "SWEEP_SAMPLES": (4, None), "ROWS": (2, None),
     "PAIRS": (2, None), "MIDDLES": (2, 5_000),
 }  # fmt: skip
