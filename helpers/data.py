@@ -27,7 +27,7 @@ ADDNIST_SHA256 = {
     "valid_y": "51066b7a3643593bcb13acdc54eadc27e1768ccc4ea6a6af0d4bf4d49ed6b6c6",
     "test_y": "3515838c2ecd948a76dc56ce471e46cbdb7f7ada58d7f41b660135e416a537bf",
 }
-OTHER_WAYS = "set DATA = 'rebuilt', which draws the same distribution from MNIST, or DATA = 'demo'"
+OTHER_WAYS = "set DATA = 'rebuilt', which rebuilds it from MNIST, or DATA = 'demo'"
 
 
 def fingerprint(images: Tensor, labels: Tensor) -> str:
@@ -46,8 +46,8 @@ def addnist(root: str | Path, split: str, source: str = "official") -> tuple[Ten
     split: "train" (45,000), "valid" (15,000), "test" (10,000), or "unseen" (some 10,000), which is not AddNIST's: to
     judge by, where most digits of "valid" are those of "train". It is made of those of MNIST's training digits that
     neither holds, each in at most five images; high digits and sums are the more frequent in it.
-    source: "official" takes root/AddNIST/*.npy, downloaded on first use and verified; "rebuilt" draws the same
-    distribution from MNIST with a fixed seed (other samples than the official ones); "demo" does so from typeset
+    source: "official" takes root/AddNIST/*.npy, downloaded on first use and verified; "rebuilt" draws from
+    MNIST by the authors' recipe, with a fixed seed (other samples than the official ones); "demo" does so from typeset
     digits, smaller and without any download.
     Returns uint8 images (N, 3, 28, 28) and int64 labels (N,) in 0…19. Raises DataError.
     """
