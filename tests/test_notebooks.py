@@ -128,13 +128,13 @@ def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, m
     cells = code(NOTEBOOKS[0])
     end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
     kernel, moved, shuffled = run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), [], []
-    drawn_from, how = [], ("degrees", "scale", "shear", "shift", "bend", "stroke")
+    drawn_from, kinds = [], ("degrees", "scale", "shear", "shift", "bend", "stroke")
     monkeypatch.setitem(kernel, "jitter", lambda x, **how: moved.append(how) or x)
     draw = kernel["batches"].batch
     monkeypatch.setattr(kernel["batches"], "batch", lambda x, *how: drawn_from.append(x) or draw(x, *how))
     monkeypatch.setitem(kernel, "shuffle_channels", lambda x: shuffled.append(x) or x)
     kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
-    assert moved == [{name: kernel[name.upper()] for name in how}] * 18
+    assert moved == [{name: kernel[name.upper()] for name in kinds}] * 18
     assert len(shuffled) == 20
     assert all(of is kernel["images"] for of in drawn_from)
 
