@@ -3,8 +3,6 @@
 Random numbers come from torch's global generator, which `batches.seed_step` makes a function of (seed, step).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -33,14 +31,19 @@ def jitter(
     bend: float = 0.0,
     stroke: float = 0.0,
 ) -> Tensor:
-    """Each channel of each image changed at random, on its own: float32 or float64 (B, C, H, W) -> same.
+    """Each channel of each image changed at random, on its own; the bounds are those of uniform distributions.
 
-    stroke: first, half of the channels, by chance, go a share of the way, at most this, to their 3 × 3 maximum (thicker
-    strokes) or minimum (thinner). Then all are scaled by 1 ± scale (each axis on its own), slanted by up to about
-    ±shear degrees, turned by up to ±degrees and moved by up to ±shift pixels, all uniform. bend: a displacement of that
-    many pixels (standard deviation) at 5 × 5 points, smooth and somewhat less in between: the elastic deformation of
-    Simard et al. (2003). What comes in from outside is the images' least value, the background. Raises TypeError for
-    other types.
+    images: float32 or float64 (B, C, H, W) -> the same; TypeError for other types.
+    stroke: first, half of the channels, by chance, go a share of the way, at most this, to their 3 × 3 maximum
+        (thicker strokes) or minimum (thinner).
+    scale: each axis, on its own, is scaled by 1 ± at most this.
+    shear: slanted by up to about ± this many degrees,
+    degrees: then turned by up to ± this many degrees,
+    shift: then moved by up to ± this many pixels along each axis.
+    bend: standard deviation, in pixels, of a displacement at 5 × 5 points, smooth and somewhat less in between: the
+        elastic deformation of Simard et al. (2003).
+
+    What comes in from outside is the images' least value, the background.
     """
     if images.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"expected float32 images, got {images.dtype}: pass them through batches.normalise first")

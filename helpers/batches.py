@@ -1,7 +1,5 @@
 """What happens to data on its way into a step: which images it is, and bytes to floats and back."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -1,7 +1,5 @@
 """The two hard limits of the coursework, counted and enforced: parameters and optimisation steps."""
 
-from __future__ import annotations
-
 from torch import nn
 
 

@@ -1,7 +1,5 @@
 """Two nets for AddNIST: the report's, and one that reads each digit and adds them up; and nets to compare it with."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +18,7 @@ def _check(x: Tensor) -> None:
 
 
 class PaperClassifier(nn.Module):
-    """The report's net, 98,740 parameters: four 3×3 convolutions, three pools, two linear layers.
+    """The paper net, that of the report, 98,740 parameters: four 3×3 convolutions, three pools, two linear layers.
 
     forward(x): float (B, 3, 28, 28) normalised by `batches.normalise` -> logits (B, 20). Raises ValueError or TypeError
     on other shapes and types.
@@ -78,45 +76,37 @@ class DigitSumClassifier(nn.Module):
 
 
 def label_log_probabilities(digits: Tensor) -> Tensor:
-    """Digits' log-probabilities (B, 3, 10) -> AddNIST labels' (B, 20), float32: label = sum - 1, sums 1…20 occur.
+    """Digits' log-probabilities (B, 3, 10) -> AddNIST labels' (B, 20), float32.
 
-    AddNIST holds equally many images of each label, so a sum is no more frequent for having many ways to come about:
-    what counts is the mean over its ways, not their total. (Bayes' rule, with 1 / (20 · ways) for each triple's
-    frequency and the digits' probabilities taken as if all ten were equally frequent.) Raises ValueError.
+    The label is the sum - 1, and sums 1…20 occur. AddNIST holds as many images of each label as of
+    any other, so a sum is no more frequent for having many ways to come about: what counts is the
+    mean over its ways, not their total. (Bayes' rule, with 1 / (20 · ways) for each triple's
+    frequency, the digits' probabilities taken as if all ten were equally frequent.)
     """
     if digits.shape[1:] != (3, 10):
         raise ValueError(f"expected digits (B, 3, 10), got {tuple(digits.shape)}")
-    ways = log_sum_distribution(torch.zeros_like(digits[:1]))  # log of their number, for each sum
+    ways = log_sum_distribution(torch.zeros_like(digits[:1]))  # log of their number
     return F.log_softmax((log_sum_distribution(digits) - ways)[:, 1:21], dim=1)
 
 
 def log_sum_distribution(digits: Tensor) -> Tensor:
-    """Log-distribution of the sum of independent digits: (B, k, 10) -> (B, 9k + 1), float32, entry s for sum s.
+    """Log-distribution of the sum of independent digits: (B, k, 10) -> (B, 9k + 1), float32.
 
-    Adding one digit to a sum convolves their distributions: log p(s) = log Σ_i exp(a_{s-i} + b_i), here in log
-    space, safe where probabilities underflow.
+    Entry s is that of the sum s. Adding one digit to a sum convolves their distributions:
+    log p(s) = log Σ_i exp(a_{s-i} + b_i), in log space, safe where probabilities underflow.
     """
     total, *rest = digits.float().unbind(1)
     for digit in rest:
-        # Ten copies of the sum so far, one for each value of the digit: shifted by it, times its probability.
-        copies = [F.pad(total + digit[:, i : i + 1], (i, 9 - i), value=-torch.inf) for i in range(10)]
+        # Ten copies of the sum so far, one for each value of the digit: shifted by it, and times
+        # its probability.
+        values = enumerate((total[:, None] + digit[:, :, None]).unbind(1))  # (B, 9k + 1) each
+        copies = [F.pad(copy, (i, 9 - i), value=-torch.inf) for i, copy in values]
         total = torch.stack(copies).logsumexp(dim=0)
     return total
 
 
-class Totals(nn.Module):
-    """For comparison: a finished net that adds, answering by the total over a sum's ways, not by their mean."""
-
-    def __init__(self, net: DigitSumClassifier):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.log_softmax(log_sum_distribution(self.net.digit_log_probabilities(x))[:, 1:21], dim=1)
-
-
 class LearnedSum(nn.Module):
-    """For comparison: the shared reader, and a linear layer in place of the sum; -> logits (B, 20)."""
+    """For comparison: the shared reader, a linear layer in place of the sum; logits (B, 20)."""
 
     def __init__(self):
         super().__init__()
@@ -127,47 +117,54 @@ class LearnedSum(nn.Module):
 
 
 class SeparateReaders(nn.Module):
-    """For comparison: the exact sum, and a narrower reader for each channel; -> log-probabilities (B, 20)."""
+    """For comparison: the exact sum, and a narrower reader for each channel.
+
+    forward: as of `DigitSumClassifier`, -> log-probabilities (B, 20).
+    """
 
     def __init__(self):
         super().__init__()
-        self.readers = nn.ModuleList(DigitSumClassifier((14, 20, 30, 34, 38)) for _ in range(3))
+        narrow = (14, 20, 30, 34, 38)
+        self.readers = nn.ModuleList(DigitSumClassifier(narrow) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        read = [reader.digit_log_probabilities(x)[:, channel] for channel, reader in enumerate(self.readers)]
-        return label_log_probabilities(torch.stack(read, dim=1))
+        read = [reader.digit_log_probabilities(x) for reader in self.readers]  # (B, 3, 10) each
+        own = [digits[:, channel] for channel, digits in enumerate(read)]
+        return label_log_probabilities(torch.stack(own, dim=1))
 
 
 def no_batch_norm() -> DigitSumClassifier:
-    """For comparison: the net that adds, with biases in place of batch norm, whose shifts did their work."""
+    """For comparison: the digit-sum net, with biases in place of batch norm's shifts."""
     net = DigitSumClassifier()
-    layers = [
-        nn.Conv2d(layer.in_channels, layer.out_channels, 3, layer.stride) if isinstance(layer, nn.Conv2d) else layer
-        for layer in net.reader
-        if not isinstance(layer, nn.BatchNorm2d)
-    ]
+    layers = []
+    for layer in net.reader:
+        if isinstance(layer, nn.Conv2d):
+            layer = nn.Conv2d(layer.in_channels, layer.out_channels, 3, layer.stride)
+        if not isinstance(layer, nn.BatchNorm2d):
+            layers.append(layer)
     net.reader = nn.Sequential(*layers)
     return net
 
 
 @torch.no_grad()
-def predict(net: nn.Module, images: Tensor, *, looks: int = 1, jitter: dict | None = None) -> Tensor:
+def predict(net: nn.Module, images: Tensor, *, views: int = 1, jitter: dict | None = None) -> Tensor:
     """A net's answers to uint8 images (N, C, 28, 28), normalised for it: log-probabilities (N, K), float32, on the CPU.
 
-    net: from normalised floats to logits or log-probabilities, in eval mode, on any device. looks: above 1, the mean
-    of these over so many views of each image by `augmentation.jitter(**jitter)`, not rescaled to add up to one; the
-    same views for every net, as torch's global generator is seeded for them. Raises ValueError for a net in training
-    mode, and for more than one look without a jitter.
+    net: from normalised floats to logits or log-probabilities, in eval mode, on any device. views: above 1, test-time
+    augmentation: the mean of the log-probabilities over so many views of each image by `augmentation.jitter(**jitter)`,
+    not rescaled to add up to one; the same views for every net, as torch's global generator is seeded for them. Raises
+    ValueError for a net in training mode, and for more than one view without a jitter.
     """
     if any(part.training for part in net.modules()):
         raise ValueError("the net is in training mode, where its answers depend on the batch: call net.eval() first")
-    if looks < 1 or (looks > 1 and jitter is None):
-        raise ValueError(f"looks must be at least 1, and more than one need a jitter, got {looks} and {jitter}")
-    if looks > 1:
+    if views < 1 or (views > 1 and jitter is None):
+        raise ValueError(f"views must be at least 1, and more than one need a jitter, got {views} and {jitter}")
+    if views > 1:
         batches.seed_step(0, 0)
     device, found = next(net.parameters()).device, []
     for part in images.split(64):
         x = batches.normalise(part.to(device))
-        views = [augmentation.jitter(x, **jitter) for _ in range(looks)] if looks > 1 else [x]
-        found.append(torch.stack([F.log_softmax(net(view).float(), dim=1) for view in views]).mean(dim=0).cpu())
+        seen = (augmentation.jitter(x, **jitter) if views > 1 else x for _ in range(views))
+        answers = [F.log_softmax(net(view).float(), dim=1) for view in seen]
+        found.append(torch.stack(answers).mean(dim=0).cpu())
     return torch.cat(found)

@@ -1,13 +1,10 @@
 """Where AddNIST and CIFAR-100 come from: official files, a rebuilt set, or a demo; as uint8 tensors."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools
-import pickle
 import zipfile
-from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from helpers import demo
 from helpers.batches import MEAN, STD
-from helpers.files import DataError, clear_errors, download, expanded, verified, write_atomically
+from helpers.files import DataError, clear_errors, download, verified, write_atomically
 
 ADDNIST_URL = "https://data.ncl.ac.uk/ndownloader/articles/24574354/versions/1"
 ADDNIST_SHA256 = {
@@ -37,6 +34,13 @@ def fingerprint(images: Tensor, labels: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
+def _check(split: str, source: str, splits: tuple[str, ...] = ("train", "test")) -> None:
+    if split not in splits:
+        raise ValueError(f"split must be one of {splits}, got {split!r}")
+    if source not in ("official", "rebuilt", "demo"):
+        raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
+
+
 # --- AddNIST ----------------------------------------------------------------------------------------------------
 
 
@@ -51,12 +55,11 @@ def addnist(root: str | Path, split: str, source: str = "official") -> tuple[Ten
     digits, smaller and without any download.
     Returns uint8 images (N, 3, 28, 28) and int64 labels (N,) in 0…19. Raises DataError.
     """
-    if split not in ("train", "valid", "test", "unseen"):
-        raise ValueError(f"split must be 'train', 'valid', 'test' or 'unseen', got {split!r}")
+    _check(split, source, ("train", "valid", "test", "unseen"))
     if split == "unseen":
         return _addnist_of_unseen_digits(root, source)
     if source == "official":
-        return _addnist_official(expanded(root) / "AddNIST", split)
+        return _addnist_official(Path(root) / "AddNIST", split)
     pools = [digits(root, part, source) for part in ("train", "test")]
     return _addnist_from_digits(*pools, split, per_class=(400, 60) if source == "demo" else (3000, 500))
 
@@ -86,16 +89,13 @@ def digits(root: str | Path, split: str, source: str = "official") -> tuple[Tens
     split: "train" (60,000; demo 2,000) or "test" (10,000; demo 500); source as in `addnist`. MNIST comes through
     torchvision, downloaded on first use. Returns uint8 images (N, 28, 28) and int64 labels (N,). Raises DataError.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    _check(split, source)
     if source == "demo":
         return tuple(part.clone() for part in demo.digits(int(split == "test")))  # drawn once, and nobody's to change
-    if source not in ("official", "rebuilt"):
-        raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
     from torchvision.datasets import MNIST
 
     with clear_errors("MNIST", "put its four files into DATA_ROOT/MNIST/raw, or set DATA = 'demo'"):
-        mnist = MNIST(str(expanded(root)), train=split == "train", download=True)
+        mnist = MNIST(str(root), train=split == "train", download=True)
     return mnist.data, mnist.targets
 
 
@@ -159,24 +159,16 @@ def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_cl
 
 def _draw(rng: np.random.Generator, digits: Tensor, members: list[np.ndarray], shares: list[int], keep: int):
     """`keep` examples of each class -> rows of the pool (20 · keep, 3) and labels (20 · keep,), shuffled."""
-    by_digit = [np.flatnonzero(digits.numpy() == digit) for digit in range(10)]
+    sizes, by_digit = digits.bincount(minlength=10).numpy(), digits.argsort(stable=True).numpy()
+    first = sizes.cumsum() - sizes  # where in `by_digit` the images of a digit begin
     chosen = []
     for triples, share in zip(members, shares, strict=True):
         drawn = triples.repeat(max(keep // share, 1), axis=0)  # (n, 3)
-        rows = np.stack([_pick(rng, by_digit, drawn[:, channel]) for channel in range(3)], axis=1)
+        places = [(rng.random(len(drawn)) * sizes[of]).astype(np.int64) for of in drawn.T]  # among images of a digit
+        rows = by_digit[first[drawn] + np.stack(places, axis=1)]
         chosen.append(rows[rng.integers(len(rows), size=keep)])  # with replacement: some examples come twice
     order = rng.permutation(len(members) * keep)
     return np.concatenate(chosen)[order], np.arange(len(members), dtype=np.int64).repeat(keep)[order]
-
-
-def _pick(rng: np.random.Generator, by_digit: list[np.ndarray], digits: np.ndarray) -> np.ndarray:
-    """For each digit the index of a random image of it."""
-    sizes = np.array([len(rows) for rows in by_digit])
-    position = (rng.random(len(digits)) * sizes[digits]).astype(np.int64)
-    table = np.zeros((10, sizes.max()), dtype=np.int64)
-    for digit, rows in enumerate(by_digit):
-        table[digit, : len(rows)] = rows
-    return table[digits, position]
 
 
 # --- CIFAR-100 --------------------------------------------------------------------------------------------------
@@ -189,13 +181,10 @@ def cifar100(root: str | Path, split: str, source: str = "official") -> tuple[Te
     split: "train" (50,000; demo 5,000) or "test" (10,000; demo 1,000). Returns uint8 images (N, 3, 32, 32) and
     int64 labels (N,) in 0…99. Raises DataError.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    _check(split, source)
     if source == "demo":
         return demo.shapes(50 if split == "train" else 10, seed=int(split == "test"))
-    if source not in ("official", "rebuilt"):
-        raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
-    cifar = _cifar100(root, split)
+    cifar = _cifar100_test(root) if split == "test" else _cifar100(root, split)
     return torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets)
 
 
@@ -203,23 +192,16 @@ def _cifar100(root: str | Path, split: str):
     from torchvision.datasets import CIFAR100
 
     with clear_errors("CIFAR-100", "put cifar-100-python/ into DATA_ROOT, or set DATA = 'demo'"):
-        return CIFAR100(str(expanded(root)), train=split == "train", download=True)
+        return CIFAR100(str(root), train=split == "train", download=True)
+
+
+@lru_cache(maxsize=1)  # read and verified once, for images and classes
+def _cifar100_test(root: str | Path):
+    return _cifar100(root, "test")
 
 
 def cifar100_classes(root: str | Path, source: str = "official") -> list[str]:
     """The 100 class names in label order, as one reads them ("aquarium fish"); of a demo, "red disc" …"""
-    return [*demo.CLASSES] if source == "demo" else _readable(_cifar100(root, "test").classes)
-
-
-def cifar100_superclasses(root: str | Path, source: str = "official") -> list[str]:
-    """The superclass of each of the 100 classes, in label order: 20 names, each five times; of a demo, 10 shapes."""
     if source == "demo":
-        return [name.split()[1] for name in demo.CLASSES]
-    folder = expanded(root) / _cifar100(root, "test").base_folder
-    test, meta = (pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in ("test", "meta"))
-    coarse = dict(zip(test["fine_labels"], test["coarse_labels"], strict=True))
-    return _readable(meta["coarse_label_names"][coarse[label]] for label in range(100))
-
-
-def _readable(names: Iterable[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]
+        return [*demo.CLASSES]
+    return [name.replace("_", " ") for name in _cifar100_test(root).classes]

@@ -1,7 +1,5 @@
 """The demo sets, drawn by code: printed digits in place of MNIST's, coloured shapes in place of CIFAR-100."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from functools import lru_cache
@@ -59,21 +57,17 @@ def _draw_shape(shape: str, colour: int, rng: np.random.Generator) -> np.ndarray
         draw.polygon(list(zip(cx + scale * np.cos(angles), cy + scale * np.sin(angles), strict=True)), fill=fill)
 
     box = (cx - r, cy - r, cx + r, cy + r)
-    if shape == "disc":
-        draw.ellipse(box, fill=fill)
-    elif shape == "ring":
-        draw.ellipse(box, outline=fill, width=9)
-    elif shape == "frame":
-        draw.rectangle(box, outline=fill, width=9)
-    elif shape == "square":
-        draw.rectangle(box, fill=fill)
-    elif shape == "bar":
-        draw.rectangle((cx - r, cy - r / 3, cx + r, cy + r / 3), fill=fill)
-    elif shape == "cross":
-        draw.rectangle((cx - r, cy - r / 4, cx + r, cy + r / 4), fill=fill)
-        draw.rectangle((cx - r / 4, cy - r, cx + r / 4, cy + r), fill=fill)
-    elif shape == "star":
-        polygon([1.1, 0.45], 10)
-    else:
-        polygon([1.15], {"triangle": 3, "diamond": 4, "hexagon": 6}[shape])
+    bar, post = (cx - r, cy - r / 4, cx + r, cy + r / 4), (cx - r / 4, cy - r, cx + r / 4, cy + r)
+    {
+        "disc": lambda: draw.ellipse(box, fill=fill),
+        "ring": lambda: draw.ellipse(box, outline=fill, width=9),
+        "frame": lambda: draw.rectangle(box, outline=fill, width=9),
+        "square": lambda: draw.rectangle(box, fill=fill),
+        "bar": lambda: draw.rectangle((cx - r, cy - r / 3, cx + r, cy + r / 3), fill=fill),
+        "cross": lambda: [draw.rectangle(part, fill=fill) for part in (bar, post)],
+        "star": lambda: polygon([1.1, 0.45], 10),
+        "triangle": lambda: polygon([1.15], 3),
+        "diamond": lambda: polygon([1.15], 4),
+        "hexagon": lambda: polygon([1.15], 6),
+    }[shape]()
     return np.asarray(image.resize((32, 32), Image.Resampling.BOX))

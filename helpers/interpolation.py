@@ -1,7 +1,5 @@
 """Ways from one image to another: slerp, the frames in between, the noise behind a real image, and smoothness."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 
@@ -18,8 +16,8 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
 
     a, b: float tensors of one shape; the first axis counts samples, a 1-D tensor is a single vector. t: a number or
     one value a sample, 0 … 1; 0 gives a and 1 gives b, exactly. Vectors of one norm keep it. Parallel vectors and
-    zero vectors are interpolated linearly; antipodal ones turn about a fixed perpendicular axis. Computed in
-    float64, returned in a's dtype.
+    zero vectors are interpolated linearly. Computed in float64, returned in a's dtype. Raises ValueError for opposite
+    vectors, between which there is no shortest arc.
     """
     t = _checked(a, b, t)
     # On the CPU: Apple's GPUs have no float64.
@@ -28,32 +26,22 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     norm_u, norm_v = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
     scale = (norm_u * norm_v).clamp_min(torch.finfo(torch.float64).tiny)
     cosine = ((u * v).sum(dim=1, keepdim=True) / scale).clamp(-1, 1)
+    if (cosine < -1 + 1e-12).any():
+        raise ValueError("between opposite vectors there is no shortest arc: move one of them a little")
     angle = cosine.acos()
     sine = angle.sin().clamp_min(1e-12)
     arc = ((1 - t) * angle).sin() / sine * u + (t * angle).sin() / sine * v
-
-    line = torch.lerp(u, v, t)
-    norm = torch.lerp(norm_u, norm_v, t)
-    half_turn = norm * ((torch.pi * t).cos() * u / norm_u.clamp_min(1e-300) + (torch.pi * t).sin() * _perpendicular(u))
     straight = (cosine > 1 - 1e-12) | (norm_u == 0) | (norm_v == 0)
-    out = torch.where(straight, line, torch.where(cosine < -1 + 1e-12, half_turn, arc))
+    out = torch.where(straight, torch.lerp(u, v, t), arc)
     out = torch.where(t == 0, u, torch.where(t == 1, v, out))
     return out.reshape(a.shape).to(a.device, a.dtype)
-
-
-def _perpendicular(u: Tensor) -> Tensor:
-    """A unit vector at a right angle to each row: the axis least aligned with it, less its projection."""
-    axis = torch.zeros_like(u).scatter_(1, u.abs().argmin(dim=1, keepdim=True), 1.0)
-    along = (axis * u).sum(dim=1, keepdim=True) / u.square().sum(dim=1, keepdim=True).clamp_min(1e-300)
-    rest = axis - along * u
-    return rest / rest.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
 
 def _checked(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """t as a tensor () or (samples,); ValueError where a way has not two ends of one shape, or t another."""
     if a.shape != b.shape or not (a.is_floating_point() and b.is_floating_point()):
-        raise ValueError("expected two float tensors of one shape, got "
-                         f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}")  # fmt: skip
+        got = f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
+        raise ValueError(f"expected two float tensors of one shape, got {got}")
     t = t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
     if t.ndim and t.shape != (1 if a.ndim <= 1 else len(a),):
         raise ValueError(f"expected a position, or one for each of {len(a)} samples, got {tuple(t.shape)}")
@@ -103,15 +91,18 @@ def between(
     fresh_noise: bool = False,
     **sampling,
 ) -> Tensor:
-    """Frames on the way from one sample to another: the noise moves along `way`, the class embedding along `class_way`.
+    """Frames on the way from one sample to another -> uint8 (F, P, 3, 32, 32).
 
-    labels: two int64 (P,), noises: two float (P, 3, 32, 32), for P pairs; give both ends the same label to move the
-    noise alone, or the same noise to move the class alone. positions: float in 0 … 1, (F,) or, each pair its own,
-    (F, P). way: `slerp`, `lerp` or `switch`; class_way: the same as way unless given. Further arguments go to
-    `diffusion.sample`. With its deterministic solver, neighbouring positions give neighbouring images, and positions
-    0 and 1 the two samples themselves. `diffusion.ddpm_steps` adds noise of its own, from `seed`: the same in every
-    frame, or in each frame another (fresh_noise).
-    Returns uint8 (F, P, 3, 32, 32).
+    The noise moves along `way`, the class embedding along `class_way`. With a deterministic solver, neighbouring
+    positions give neighbouring images, and positions 0 and 1 the two samples themselves.
+
+    labels: two int64 (P,), the classes at the ends of P pairs; twice the same to move the noise alone.
+    noises: two float (P, 3, 32, 32), the noises at the ends; twice the same to move the class alone.
+    positions: float in 0…1, (F,) or, each pair its own, (F, P).
+    way: `slerp`, `lerp` or `switch`; class_way: the same as way unless given.
+    seed, fresh_noise: of the noise that `diffusion.ddpm_steps` adds: the same in every frame, or in each another.
+    sampling: further arguments of `diffusion.sample`.
+    Raises ValueError on positions, labels or noises of another kind.
     """
     positions = torch.as_tensor(positions)
     if positions.ndim not in (1, 2) or len(positions) == 0 or positions.min() < 0 or positions.max() > 1:
@@ -164,8 +155,11 @@ def smoothness(points: Tensor, every: tuple[int, ...] = (1,)) -> dict[str, dict 
     steps = {len(points[::stride]): step_lengths(points[::stride]) for stride in every}
     lengths = {count: lengths.sum(dim=0) for count, lengths in steps.items()}
     uneven = roughness(next(iter(steps.values())))
-    return {"length": {count: [of.mean(), of.std()] for count, of in lengths.items()},
-            "each": step_lengths(points).sum(dim=0), "unevenness": [uneven.mean(), uneven.std()]}  # fmt: skip
+    return {
+        "length": {count: [of.mean(), of.std()] for count, of in lengths.items()},
+        "each": step_lengths(points).sum(dim=0),
+        "unevenness": [uneven.mean(), uneven.std()],
+    }
 
 
 def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:

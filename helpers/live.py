@@ -1,7 +1,5 @@
 """What changes in a page while a cell runs: training curves, and a line that counts."""
 
-from __future__ import annotations
-
 import time
 
 from IPython import get_ipython
@@ -44,7 +42,7 @@ class Curves:
 
 
 class Line:
-    """One line of text, "drawings: 250 of 10,000", updated in place; pass it as a `progress` argument.
+    """One line of text, "samples: 250 of 10,000", updated in place; pass it as a `progress` argument.
 
     Used again in another cell of a notebook, it starts a new line there.
     """

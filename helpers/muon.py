@@ -1,10 +1,7 @@
 """Muon, the optimiser of the U-Net: orthogonal steps for matrices, Adam for the rest."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,10 +43,9 @@ class Muon(torch.optim.Optimizer):
             return
         torch._foreach_lerp_(averages, gradients, 0.05)  # momentum 0.95
         ahead = torch._foreach_lerp(gradients, averages, 0.95)  # Nesterov's look ahead
-        updates = orthogonalise([matrix.flatten(1) for matrix in ahead])
-        torch._foreach_mul_(updates, [0.2 * max(update.shape) ** 0.5 for update in updates])
-        torch._foreach_mul_(updates, group["lr"])
-        torch._foreach_sub_(weights, [u.reshape(w.shape) for u, w in zip(updates, weights, strict=True)])
+        for weight, gradient in zip(weights, ahead, strict=True):
+            update = orthogonalise(gradient.flatten(1))
+            weight -= group["lr"] * 0.2 * max(update.shape) ** 0.5 * update.reshape(weight.shape)
 
     def _adam_step(self, group: dict) -> None:
         weights, gradients, (averages, squares) = self._with_state(group, "average", "square")
@@ -74,26 +70,16 @@ class Muon(torch.optim.Optimizer):
         return weights, [w.grad for w in weights], [[self.state[w][name] for w in weights] for name in names]
 
 
-def orthogonalise(matrices: list[Tensor]) -> list[Tensor]:
-    """Each matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """A matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
 
-    Matrices with the same number of rows (or columns, where those are fewer) go together, padded with columns of
-    zeros, which stay zero and change no singular value. In half precision on a GPU, which is precise enough here.
-    Source: the quintic polynomial of Jordan et al. 2024.
+    In half precision on a GPU, which is precise enough here. Source: the quintic polynomial of Jordan et al. 2024.
     """
-    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
-    out = list(matrices)
-    for rows in {len(matrix) for matrix in wide}:
-        group = [i for i, matrix in enumerate(wide) if len(matrix) == rows]
-        columns = max(wide[i].shape[1] for i in group)
-        x = torch.stack([F.pad(wide[i], (0, columns - wide[i].shape[1])) for i in group])
-        x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
-        if x.is_cuda:
-            x = x.to(torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
-        for _ in range(5):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-        for i, matrix in zip(group, x.float(), strict=True):
-            found = matrix[:, : wide[i].shape[1]]
-            out[i] = found if wide[i] is matrices[i] else found.T
-    return out
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / (x.norm() + 1e-7)
+    if x.is_cuda:
+        x = x.to(torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x if matrix.shape[0] <= matrix.shape[1] else x.T).float()

@@ -1,47 +1,49 @@
 """Figures, tables and listings of the notebooks; each function returns what a cell shows."""
 
-from __future__ import annotations
-
 import inspect
 import io
-import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import matplotlib.pyplot as plt
+import numpy as np
 import PIL.Image
 import torch
-from IPython import get_ipython
-from IPython.display import Code, Image, Markdown
-from matplotlib.colors import PowerNorm
+from IPython.display import Image, Markdown
+from matplotlib import colormaps, style
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional as F
+from torchvision.utils import make_grid
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
-LOOK = {"figure.dpi": 110, "figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
-        "axes.titlesize": 11, "axes.titlelocation": "left", "font.size": 9, "legend.frameon": False}  # fmt: skip
-plt.rcParams.update(LOOK)  # one look for every figure of the notebooks
+LOOK = {
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "font.size": 9,
+    "legend.frameon": False,
+}
+# A decorator: what it decorates sees matplotlib's defaults with our changes, whatever the user has set, and leaves the
+# user's settings as they were. Every function that makes a figure wears it.
+in_our_look = style.context(["default", LOOK])
 
 
-def _show_anywhere() -> None:
-    """Pictures appear whatever matplotlib's backend, and text on whatever terminal.
+class Picture(Figure):
+    """A figure in our look, which a notebook shows whatever matplotlib's backend is."""
 
-    Without this a notebook shows a figure only where the inline backend has said how, and an ASCII terminal stops a
-    script at the first ±.
-    """
-    shell = get_ipython()
-    if shell:
-        shell.display_formatter.formatters["image/png"].for_type(Figure, png)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    draw = in_our_look(Figure.draw)  # some of a figure, such as its ticks, is made only when it is drawn
+    savefig = in_our_look(Figure.savefig)
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
 
 
-def empty(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2)):
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    plt.close(figure)  # shown by returning it, once, not a second time by the inline backend
-    return figure, axes
+def empty(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2)) -> tuple[Picture, np.ndarray]:
+    """A figure of `size` inches, and its axes (rows, columns)."""
+    figure = Picture(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def png(figure: Figure) -> bytes:
@@ -51,13 +53,10 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-_show_anywhere()
-
-
 def colours(count: int) -> list:
     """As many colours as there are curves, none twice: the house's first."""
     named = [BLUE, ORANGE, GREY, INK, "#4e9a06", "#ad7fa8"]
-    return [*named, *(plt.get_cmap("viridis")(i / count) for i in range(count - len(named)))][:count]
+    return [*named, *(colormaps["viridis"](i / count) for i in range(count - len(named)))][:count]
 
 
 # --- text -------------------------------------------------------------------------------------------------------
@@ -82,51 +81,57 @@ def mean_std(values: Tensor, form: str) -> str:
     return pm((values.mean(), values.std() if len(values) > 1 else torch.nan), form)
 
 
-class Listing(Code):
-    """IPython's Code, in letters of one width on static pages, too."""
-
-    def _repr_html_(self) -> str:
-        return (
-            f"<style>.listing pre {{ font-family: monospace; }}</style><div class=listing>{super()._repr_html_()}</div>"
-        )
-
-
-def listing(*sources: Callable) -> Listing:
+def listing(*sources: Callable) -> Markdown:
     """The code of functions and classes, from the one place where it stands."""
-    return Listing("\n\n".join(map(inspect.getsource, sources)), language="python")
+    code = "\n\n".join(map(inspect.getsource, sources))
+    return Markdown(f"```python\n{code}```")
 
 
 # --- images -----------------------------------------------------------------------------------------------------
 
 
+@in_our_look
 def image_grid(
-    images: Tensor, columns: int, *, title: str = "", captions: list[str] | None = None,
-    column_titles: list[str] | None = None, row_titles: list[str] | None = None, inch: float = 0.75,
-) -> Figure:  # fmt: skip
-    """uint8 images (N, 3, H, W), row by row, N from 0; captions one an image, titles one a column or row."""
+    images: Tensor,
+    columns: int,
+    *,
+    title: str = "",
+    captions: Sequence[str] = (),
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    inch: float = 0.75,
+) -> Figure:
+    """Images row by row, with a title, a caption below each, a title above each column and beside each row.
+
+    images: uint8 (N, 3, H, W), N from 0, `columns` of them side by side, `inch` wide each.
+    captions, column_titles, row_titles: one for each image, column, row; what is too much is left out.
+    Raises ValueError on images of another kind.
+    """
     images = torch.as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-    rows = max(1, -(-len(images) // columns))
-    room = 0.32 if captions else 0.03
-    size = (columns * inch + (1.1 if row_titles else 0), rows * (inch + room) + (0.4 if title or column_titles else 0))
+    rows, above, beside = max(1, -(-len(images) // columns)), bool(title or column_titles), bool(row_titles)
+    size = columns * inch + 1.1 * beside, rows * (inch + (0.32 if captions else 0.03)) + 0.4 * above
     figure, axes = empty(rows, columns, size)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
-    for i, axis in enumerate(axes.flat):
+    for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-        if i >= len(images):
-            continue
-        axis.imshow(images[i].permute(1, 2, 0).numpy(), interpolation="nearest")
-        if captions:
-            axis.set_xlabel(textwrap.fill(captions[i], 14), fontsize=6.5, labelpad=2)
-        if column_titles and i < columns:
-            axis.set_title(column_titles[i], fontsize=7.5, loc="center")
-        if row_titles and i % columns == 0:
-            axis.set_ylabel(row_titles[i // columns], fontsize=7.5, rotation=0, ha="right", va="center")
+    for axis, image in zip(axes.flat, images, strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+    _label(axes, captions, column_titles, row_titles)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def _label(axes: np.ndarray, captions: Sequence[str], columns: Sequence[str], rows: Sequence[str]) -> None:
+    for axis, text in zip(axes.flat, captions, strict=False):
+        axis.set_xlabel(textwrap.fill(text, 14), fontsize=6.5, labelpad=2)
+    for axis, text in zip(axes[0], columns, strict=False):
+        axis.set_title(text, fontsize=7.5, loc="center")
+    for axis, text in zip(axes[:, 0], rows, strict=False):
+        axis.set_ylabel(text, fontsize=7.5, rotation=0, ha="right", va="center")
 
 
 def animation(frames: Tensor, columns: int) -> Image:
@@ -134,12 +139,9 @@ def animation(frames: Tensor, columns: int) -> Image:
 
     An animated PNG: browsers play it without any program, and where it does not play it shows the first frame.
     """
-    count, height, width = frames.shape[1], frames.shape[3], frames.shape[4]
-    white = frames.new_full((len(frames), -count % columns, 3, height, width), 255)
-    tiles = torch.cat([frames, white], dim=1).unflatten(1, (-1, columns))  # (F, rows, columns, 3, H, W)
-    sheets = tiles.permute(0, 1, 4, 2, 5, 3).reshape(len(frames), -1, columns * width, 3)
-    sheets = sheets.repeat_interleave(3, dim=1).repeat_interleave(3, dim=2)
-    pages = [PIL.Image.fromarray(sheet.numpy()) for sheet in torch.cat([sheets, sheets[1:-1].flip(0)])]
+    large = frames.repeat_interleave(3, dim=3).repeat_interleave(3, dim=4)
+    sheets = [make_grid(frame, columns, padding=0, pad_value=255).permute(1, 2, 0).numpy() for frame in large]
+    pages = [PIL.Image.fromarray(sheet) for sheet in [*sheets, *sheets[-2:0:-1]]]
     buffer = io.BytesIO()
     pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=150, loop=0)  # ms a frame
     return Image(buffer.getvalue(), format="png")
@@ -148,8 +150,8 @@ def animation(frames: Tensor, columns: int) -> Image:
 def addnist_examples(images: Tensor, column_titles: list[str], title: str = "") -> Figure:
     """Each AddNIST image taken apart: the colour image, then its three channels in grey. uint8 (N, 3, 28, 28)."""
     parts = torch.stack([images, *(images[:, [c]].expand_as(images) for c in range(3))])  # (4, N, 3, 28, 28)
-    return image_grid(parts.flatten(0, 1), len(images), title=title, column_titles=column_titles,
-                      row_titles=["image", "red", "green", "blue"])  # fmt: skip
+    titles = {"title": title, "column_titles": column_titles, "row_titles": ["image", "red", "green", "blue"]}
+    return image_grid(parts.flatten(0, 1), len(images), **titles)
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -164,6 +166,7 @@ def smooth(values: Tensor, window: int) -> Tensor:
     return sums / counts
 
 
+@in_our_look
 def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
     """One panel a quantity, one colour a net: net -> quantity -> values (N,) or, of R runs, (R, N); NaN: not reached.
 
@@ -176,23 +179,11 @@ def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
     for axis, quantity in zip(axes[0], quantities, strict=True):
         settled = []
         for (name, net), colour in zip(nets.items(), colours(len(nets)), strict=True):
-            every, runs = net.get("every", 1), torch.as_tensor(net.get(quantity, [])).detach().cpu().float()
-            for i, values in enumerate(torch.atleast_2d(runs)):
-                seen = values.isfinite().nonzero()[:, 0]
-                thin = seen[:: max(1, len(seen) // 2000)]
-                axis.plot(((thin + 1) * every).numpy(), values[thin].numpy(), color=colour, alpha=0.2, linewidth=0.5)
-                mean = smooth(values, max(1, min(window // every, len(values) // 20)))[seen]
-                label = None if i else name
-                axis.plot(((seen + 1) * every).numpy(), mean.numpy(), color=colour, linewidth=1.3, label=label)
+            runs = torch.atleast_2d(torch.as_tensor(net.get(quantity, [])).detach().cpu().float())
+            for i, values in enumerate(runs):
+                _curve(axis, values, net.get("every", 1), window, color=colour, label=None if i else name)
                 settled.append(values[len(values) // 50 :])
-        settled = torch.cat(settled)
-        settled = settled[settled.isfinite()]
-        if len(settled) > 1 and settled.min() < settled.max():
-            low, high = settled.min().item(), settled.max().item()
-            if low > 0 and high > 30 * low:
-                axis.set_yscale("log")
-            else:
-                axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+        _set_height(axis, torch.cat(settled))
         axis.set_title(quantity)
         axis.set_xlabel("optimisation step")
     if len(nets) > 1:
@@ -200,9 +191,30 @@ def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
     return figure
 
 
+def _curve(axis, values: Tensor, every: int, window: int, *, color: str, label: str | None) -> None:
+    seen = values.isfinite().nonzero()[:, 0]
+    thin = seen[:: max(1, len(seen) // 2000)]
+    axis.plot(((thin + 1) * every).numpy(), values[thin].numpy(), color=color, alpha=0.2, linewidth=0.5)
+    mean = smooth(values, max(1, min(window // every, len(values) // 20)))[seen]
+    axis.plot(((seen + 1) * every).numpy(), mean.numpy(), color=color, linewidth=1.3, label=label)
+
+
+def _set_height(axis, values: Tensor) -> None:
+    """The finite ones of these values fill the panel."""
+    values = values[values.isfinite()]
+    if len(values) < 2 or values.min() == values.max():
+        return
+    low, high = values.min().item(), values.max().item()
+    if low > 0 and high > 30 * low:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+
+
 # --- figures of results -----------------------------------------------------------------------------------------
 
 
+@in_our_look
 def bars(values: dict[str, float | tuple[float, float]], *, title: str, ours: set[str] | None = None) -> Figure:
     """A horizontal bar a value, or (value, ± whisker), its figure beside it; grey where it is not among `ours`."""
     figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(values) < 9 else 0.22) * len(values)))
@@ -218,6 +230,7 @@ def bars(values: dict[str, float | tuple[float, float]], *, title: str, ours: se
     return figure
 
 
+@in_our_look
 def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: str, log_x: bool = False) -> Figure:
     """One line a curve: name -> (x values, y values), both (N,)."""
     figure, axes = empty(size=(6, 2.8))
@@ -229,70 +242,3 @@ def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: st
     if len(curves) > 1:
         axis.legend(**{"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(curves) > 2 else {})  # many go beside
     return figure
-
-
-# --- classifier results -----------------------------------------------------------------------------------------
-
-
-def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int, title: str) -> Figure:
-    """Share of each true class (rows) given each answer (columns); int64 (N,) each."""
-    counts = F.one_hot(labels, classes).float().T @ F.one_hot(predictions, classes).float()
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    figure, axes = empty(size=(5.4, 4.6))
-    axis = axes[0][0]
-    mesh = axis.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.4, 0, 1))  # so that rare errors show
-    axis.set(xlabel="answer", ylabel="true label", title=title)
-    axis.set_xticks(range(classes))
-    axis.set_yticks(range(classes))
-    axis.tick_params(labelsize=7)
-    figure.colorbar(mesh, label="share of the true class", shrink=0.8)
-    return figure
-
-
-def error_sizes(labels: Tensor, predictions: Tensor, title: str) -> Figure:
-    """How far off the wrong answers are: histogram of answer - label, int64 (N,) each."""
-    off = (predictions - labels)[predictions != labels]
-    figure, axes = empty(size=(6.5, 2.4))
-    values, counts = off.unique(return_counts=True)
-    axis = axes[0][0]
-    axis.bar(values.numpy(), (counts / len(labels)).numpy(), color=BLUE)
-    axis.set(xlabel="answer - true label", ylabel="share of all", title=title)
-    if len(off) == 0:
-        axis.set(xticks=[0], yticks=[0])
-        axis.text(0.5, 0.5, "none", transform=axis.transAxes)
-    return figure
-
-
-def calibration(models: dict[str, tuple[Tensor, Tensor]], title: str) -> Figure:
-    """Reliability diagram: how often answers of a given confidence are right; on the diagonal, a net is calibrated.
-
-    models: name -> (probabilities (N, classes), labels (N,)). A dot a bin of confidence, the larger the more answers
-    fell into it; the legend gives the expected calibration error, the mean distance from the diagonal.
-    """
-    figure, axes = empty(size=(4.6, 3.8))
-    axis = axes[0][0]
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-    for (name, (probabilities, labels)), colour in zip(models.items(), colours(len(models)), strict=True):
-        confidence, right, share = reliability(probabilities, labels)
-        error = float((share * (confidence - right).abs()).sum())
-        axis.plot(confidence.numpy(), right.numpy(), color=colour, label=f"{name}: calibration error {error:.2%}")
-        axis.scatter(confidence.numpy(), right.numpy(), s=(10 + 150 * share).numpy(), color=colour)
-    axis.set(xlabel="confidence", ylabel="share of right answers", title=title, xlim=(0, 1.03), ylim=(0, 1.03))
-    axis.legend(loc="lower right")
-    return figure
-
-
-def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers in bins of equal width by confidence -> (mean confidence, share that is right, share of all answers).
-
-    Source: Guo et al. 2017. Empty bins are left out.
-    """
-    confidence, answers = probabilities.max(dim=1)
-    if len(labels) != len(answers) or probabilities.min() < 0 or confidence.max() > 1 + 1e-5:
-        raise ValueError("expected probabilities (N, classes), from 0 to 1, and as many labels")
-    rows = (confidence * bins).long().clamp_max(bins - 1)
-    counts = rows.bincount(minlength=bins)
-    sums = [rows.bincount(weights=values.float(), minlength=bins) for values in (confidence, answers == labels)]
-    used = counts > 0
-    x, y = (total[used] / counts[used] for total in sums)
-    return x, y, counts[used] / len(labels)

@@ -1,10 +1,10 @@
 """Result cards and trained weights: where every published figure comes from. Knows no net: the page builds it."""
 
-from __future__ import annotations
-
+import datetime
 import hashlib
 import io
 import json
+import platform
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,23 +13,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.checkpoint import environment
-from helpers.files import DataError, expanded, load_tensors, verified, write_atomically
+from helpers.files import DataError, load_tensors, verified, write_atomically
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what the bundle ships
+
+
+def environment(device: torch.device) -> dict:
+    """The versions, device and date that a result card records."""
+    chip = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} {device.type}"
+    count, today = torch.get_num_threads(), datetime.datetime.now(datetime.timezone.utc).date()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return {"device": chip + threads, **versions, "date": today.isoformat()}
 
 
 class Card(dict):
     """A result card, or a part of one; asked for what it does not hold, it says why that may be: DataError."""
 
     def __missing__(self, key: str):
-        raise DataError(f"a result card lacks {key!r}, so it is of an older version: move the run's .json and .pt away "
-                        "(a study's has no .pt; MEASURE = 'yes' measures it again).")  # fmt: skip
+        advice = "move the run's .json and .pt away (a study's has no .pt; MEASURE = 'yes' measures it again)"
+        raise DataError(f"a result card lacks {key!r}, so it is of an older version: {advice}.")
 
 
 def newest(runs: str | Path, *names: str) -> Path:
     """The folder to read these cards from: `runs` where runs of yours have left all of them, else what is shipped."""
-    return expanded(runs) if all((expanded(runs) / f"{name}.json").exists() for name in names) else WEIGHTS
+    runs = Path(runs)
+    return runs if all((runs / f"{name}.json").exists() for name in names) else WEIGHTS
 
 
 def _number(value: Tensor | np.generic) -> float | int | list:
@@ -43,13 +52,13 @@ def _number(value: Tensor | np.generic) -> float | int | list:
 def save_card(name: str, card: dict, folder: str | Path) -> dict:
     """Write the result card folder/name.json, tensors as numbers of five digits; return it as it will be read."""
     text = json.dumps({"name": name, **card}, indent=1, default=_number) + "\n"
-    write_atomically(expanded(folder) / f"{name}.json", text.encode())
+    write_atomically(Path(folder) / f"{name}.json", text.encode())
     return json.loads(text)
 
 
 def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
     """The result card of a run. Raises DataError where there is none."""
-    path = expanded(folder) / f"{name}.json"
+    path = Path(folder) / f"{name}.json"
     if not path.exists():
         raise DataError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
     try:
@@ -83,18 +92,21 @@ def _answer(module: nn.Module, example: tuple[Tensor, ...]) -> list[float]:
 def save_weights(
     name: str, module: nn.Module, card: dict, folder: str | Path, example: tuple[Tensor, ...] = ()
 ) -> dict:
-    """Write folder/name.pt and its card folder/name.json, with the weights' SHA-256; return the card.
+    """Write the weights folder/name.pt and their result card folder/name.json; return the card.
 
+    card: what to say of them; their SHA-256 is added. What an earlier card of the very same weights says beyond this
+        one, such as a FID, is kept.
     example: arguments of the module, whose answer is noted, so that `load_weights` knows whether it is the same net.
-    What an earlier card of the very same weights says beyond this one, such as a FID, is kept.
+    Raises DataError where the folder cannot be written to.
     """
     data = _serialised(module)
     card = {**card, "sha256": hashlib.sha256(data).hexdigest()}
-    card |= {"answer": _answer(module, example)} if example else {}
+    if example:
+        card["answer"] = _answer(module, example)
     before = {}
     with suppress(DataError):  # there is none, or it is damaged: this one takes its place
         before = load_card(name, folder)
-    write_atomically(expanded(folder) / f"{name}.pt", data)
+    write_atomically(Path(folder) / f"{name}.pt", data)
     return save_card(name, before | card if before.get("sha256") == card["sha256"] else card, folder)
 
 
@@ -105,7 +117,7 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, exa
     Raises DataError when the files are missing or damaged, or of another architecture than the module.
     """
     card = load_card(name, folder)
-    path = expanded(folder) / f"{name}.pt"
+    path = Path(folder) / f"{name}.pt"
     advice = f"train again, restore it with git, or delete {name}.json as well, if it is of a run of yours"
     data = verified(path.read_bytes() if path.exists() else b"", card.get("sha256", ""), path.name, advice)
     try:
@@ -115,23 +127,34 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, exa
         raise DataError(f"{where} are of another architecture or an older version: move both away.") from error
     module.eval()
     if example and "answer" in card and not np.allclose(_answer(module, example), card["answer"], 0.01, 1e-3):
-        print(f"{name}: these weights were trained in another net, whose code has changed since. "
-              "Train again (TRAIN = 'yes'); no figure here is this net's.")  # fmt: skip
+        advice = "Train again (TRAIN = 'yes'); no figure here is this net's."
+        print(f"{name}: these weights were trained in another net, whose code has changed since. {advice}")
     return card
 
 
 def measured(
-    name: str, measure: Callable[[], dict], *, now: bool, runs: str | Path, device: torch.device,
-    of: str | None = None, settings: dict | None = None,
-) -> dict:  # fmt: skip
+    name: str,
+    measure: Callable[[], dict],
+    *,
+    now: bool,
+    runs: str | Path,
+    device: torch.device,
+    of: str | None = None,
+    settings: dict | None = None,
+) -> dict:
     """The card of a study: measured now and written to `runs`, or the one that is there, yours before the shipped one.
 
-    measure() -> what was found. of: the SHA-256 of the weights that it is about, if it is about any; settings: what
-    else the figures depend on. Of a card that is about others, that is said.
+    measure: called without arguments, returns what was found.
+    now: whether to measure; runs: the folder of your runs.
+    device: what it is measured on, for the card.
+    of: the SHA-256 of the weights that it is about, if it is about any.
+    settings: what else the figures depend on. Where a card is of other weights or settings, that is said.
+    Raises DataError where there is no card, or where one could not be kept, before anything is measured.
     """
     if now:
-        write_atomically(expanded(runs) / ".writable", b"")  # before anything is measured that could not be kept
-        return save_card(name, {"weights_sha256": of, "settings": settings, **measure(), **environment(device)}, runs)
+        write_atomically(Path(runs) / ".writable", b"")  # before anything is measured that could not be kept
+        about = {"weights_sha256": of, "settings": settings}
+        return save_card(name, about | measure() | environment(device), runs)
     card = load_card(name, newest(runs, name))
     here, there = json.loads(json.dumps(settings or {})), card.get("settings") or {}
     others = ["weights"] if card.get("weights_sha256") != of else [key for key in here if there.get(key) != here[key]]
@@ -148,8 +171,11 @@ def thinned(histories: list[dict[str, Tensor]], points: int) -> dict:
     count = len(histories[0]["loss"])
     every = max(1, count // points)
     used = count // every * every
-    names = [name for name in histories[0] if name != "seconds"]
-    return {"every": every} | {n: [of[n][:used].view(-1, every).mean(dim=1) for of in histories] for n in names}
+
+    def means(name: str) -> list[Tensor]:
+        return [history[name][:used].view(-1, every).mean(dim=1) for history in histories]
+
+    return {"every": every, **{name: means(name) for name in histories[0] if name != "seconds"}}
 
 
 def summary(card: dict) -> str:

@@ -1,47 +1,152 @@
 """What the settings cell of a notebook may say, checked before anything is spent on it."""
 
-from __future__ import annotations
-
 import math
 import numbers
 import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 
-from helpers.files import expanded, plain
+from helpers.files import plain
 
-COUNT = (1, None, int)
-# What each setting may be: str for a folder; a list of choices; (least, most) for a number, either of them None where
-# there is no limit, with int for a whole one, and of what it must be a multiple; a list of one such rule for a list of
-# such, of several for as many.
+# --- rules ------------------------------------------------------------------------------------------------------
+
+Rule = Callable[[str, object], None]  # (name, value): ValueError "NAME must be …", where the value will not do
+
+
+def _refuse(name: str, what: str, value: object) -> None:
+    raise ValueError(f"{name} must be {what}, got {value!r}")
+
+
+def number(least: float = -math.inf, most: float = math.inf, *, multiple: int = 0) -> Rule:
+    """A finite number from `least` to `most`; a whole one, a multiple of `multiple`, where that is given."""
+    kind = numbers.Integral if multiple else numbers.Real
+    what = {0: "a number", 1: "a whole number"}.get(multiple, f"a multiple of {multiple}")
+    limits = (f"at {word} {limit:,}" for word, limit in (("least", least), ("most", most)) if math.isfinite(limit))
+    what = ", ".join([what, *filter(None, [" and ".join(limits)])])
+
+    def rule(name: str, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+            _refuse(name, what, value)
+        if not least <= value <= most or (multiple and value % multiple):
+            _refuse(name, what, value)
+
+    return rule
+
+
+whole = partial(number, multiple=1)
+
+
+def choice(*allowed: object) -> Rule:
+    """One of these values."""
+
+    def rule(name: str, value: object) -> None:
+        if value not in allowed:
+            _refuse(name, f"one of {', '.join(map(repr, allowed))}", value)
+
+    return rule
+
+
+def several(of: Rule, count: int | None = None, distinct: bool = False) -> Rule:
+    """A list of values that keep a rule, at least one or exactly `count`, each another where they must be distinct."""
+
+    def rule(name: str, value: object) -> None:
+        if not isinstance(value, list | tuple) or len(value) != (count or max(1, len(value))):
+            _refuse(name, f"a list of {count or 'one or more'} values", value)
+        for i, part in enumerate(value):
+            of(f"{name}[{i}]", part)
+        if distinct and len(set(value)) < len(value):
+            _refuse(name, "different values", value)
+
+    return rule
+
+
+def pair(of: Rule) -> Rule:
+    """(low, high), both of which keep a rule."""
+
+    def rule(name: str, value: object) -> None:
+        several(of, 2)(name, value)
+        if value[0] > value[1]:
+            _refuse(name, "a pair (low, high)", value)
+
+    return rule
+
+
+def folder(name: str, value: object) -> None:
+    """The path of a folder, whether it is there or not; a leading ~ must name a home that is."""
+    if not isinstance(value, str | os.PathLike) or not str(value).strip():
+        _refuse(name, "the path of a folder", value)
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name} must be in a home folder that is there, got {value!r}") from error
+
+
+COUNT, SEED, FOLDERS = whole(1), whole(0, 10**9), ("DATA_ROOT", "RUNS")
 RULES = {
-    "DATA_ROOT": str, "RUNS": str,
-    "DATA": ["official", "rebuilt", "demo"], "TRAIN": ["auto", "yes", "no"], "MEASURE": ["auto", "yes", "no"],
-    "AMP": [True, False], "COMPILE": [True, False], "PREDICTION": ["edm", "epsilon"], "OPTIMIZER": ["muon", "adam"],
-    "NETWORK": ["looped", "plain"],
-    "SEED": (0, 10**9, int), "SEEDS": [(0, 10**9, int)], "PARAMETER_LIMIT": COUNT, "STEP_LIMIT": COUNT, "STEPS": COUNT,
-    "BATCH": COUNT, "SAVE_EVERY": COUNT, "LR": (0, 1), "WARMUP": (0, None), "LR_DECAY": (0, 1),
-    "WEIGHT_DECAY": (0, None), "EMA_DECAY": (0, 0.999_999), "LABEL_DROPOUT": (0, 1),
-    "P_MEAN": (None, None), "P_STD": (0, None),
-    "DEGREES": (0, 180), "SCALE": (0, 0.9), "SHEAR": (0, 60), "SHIFT": (0, 28), "BEND": (0, 28), "STROKE": (0, 1),
-    "CALM": (0, 1), "LOOKS": COUNT, "LOOK_JITTER": (0, 1),
-    "PAPER_LR": (0, 1), "ABLATION_STEPS": COUNT, "ABLATION_BATCH": COUNT, "PRECISION_STEPS": COUNT,
-    "WIDTHS": [(8, 1_024, int, 8)] * 3,
-    "HELD_OUT": (0, 49_000, int), "NEON_STEPS": (0, None, int), "NEON_SAMPLES": COUNT, "NEON_WEIGHT": (None, None),
-    "SAMPLER_STEPS": (2, None, int), "ANCESTRAL_STEPS": (1, 1_000, int), "INVERSION_STEPS": (2, None, int),
-    "GUIDANCE": (0, None), "GUIDANCE_INTERVAL": [(0, None)] * 2,
-    "SAMPLES": (4, None, int), "SAMPLE_SEEDS": [(0, 10**9, int)],
-    "SWEEP_SAMPLES": (4, None, int), "SWEEP_STEPS": [(2, None, int)],
-    "SWEEP_GUIDANCE": [(0, None)], "SWEEP_INTERVALS": [[(0, None)] * 2],
-    "ROWS": (2, None, int), "PAIRS": (2, None, int), "MIDDLES": (2, 5_000, int),
-}  # fmt: skip
+    **dict.fromkeys(FOLDERS, folder),
+    "DATA": choice("official", "rebuilt", "demo"),
+    **dict.fromkeys(("TRAIN", "MEASURE"), choice("auto", "yes", "no")),
+    **dict.fromkeys(("AMP", "COMPILE"), choice(True, False)),
+    "NETWORK": choice("looped", "plain"),
+    "PREDICTION": choice("edm", "epsilon"),
+    "OPTIMIZER": choice("muon", "adam"),
+    "SEED": SEED,
+    **dict.fromkeys(("SEEDS", "SAMPLE_SEEDS"), several(SEED, distinct=True)),
+    **dict.fromkeys(("PARAMETER_LIMIT", "STEP_LIMIT", "STEPS", "BATCH", "SAVE_EVERY", "NEON_SAMPLES", "VIEWS"), COUNT),
+    **dict.fromkeys(("LR", "PAPER_LR", "LR_DECAY", "LABEL_DROPOUT"), number(0, 1)),
+    **dict.fromkeys(("WARMUP", "WEIGHT_DECAY", "P_STD"), number(0)),
+    **dict.fromkeys(("P_MEAN", "NEON_WEIGHT"), number()),
+    "EMA_DECAY": number(0, 0.999_999),
+    "WIDTHS": several(number(8, 1_024, multiple=8), count=3),
+    "HELD_OUT": whole(0, 49_000),
+    "NEON_STEPS": whole(0),
+    "DEGREES": number(0, 180),
+    "SCALE": number(0, 0.9),
+    "SHEAR": number(0, 60),
+    **dict.fromkeys(("SHIFT", "BEND"), number(0, 28)),
+    **dict.fromkeys(("STROKE", "UNAUGMENTED", "VIEW_JITTER"), number(0, 1)),
+    **dict.fromkeys(("SAMPLER_STEPS", "INVERSION_STEPS"), whole(2)),
+    "ANCESTRAL_STEPS": whole(1, 1_000),
+    "GUIDANCE": number(0),
+    "GUIDANCE_INTERVAL": pair(number(0)),
+    **dict.fromkeys(("ABLATION_STEPS", "ABLATION_BATCH", "PRECISION_STEPS"), COUNT),
+    **dict.fromkeys(("SAMPLES", "SWEEP_SAMPLES"), whole(4)),
+    "SWEEP_STEPS": several(whole(2)),
+    "SWEEP_GUIDANCE": several(number(0)),
+    "SWEEP_INTERVALS": several(pair(number(0))),
+    **dict.fromkeys(("ROWS", "PAIRS"), whole(2)),
+    "MIDDLES": whole(2, 5_000),
+}
+
+# --- reading them -----------------------------------------------------------------------------------------------
 
 
-def read(values: dict, **rules: list | tuple | type) -> None:
-    """Overwrite DATA, DATA_ROOT and TRAIN by environment variables of these names, where set; then `check` all."""
+def read(values: dict, **rules: Rule) -> None:
+    """Take a notebook's settings as they stand in `values`, such as its `globals()`, and make them ready for use.
+
+    DATA, DATA_ROOT and TRAIN are overwritten by environment variables of these names, where set; all are checked; a
+    leading ~ becomes the home folder. rules: as in `check`.
+    """
     for name in values.keys() & {"DATA", "DATA_ROOT", "TRAIN"}:
         values[name] = os.environ.get(name) or values[name]
     check(values, **rules)
+    for name in values.keys() & {*FOLDERS}:
+        values[name] = str(Path(values[name]).expanduser())
+
+
+def check(values: dict, **rules: Rule) -> None:
+    """Refuse settings that cannot be obeyed, in one sentence, before anything is spent on them: ValueError.
+
+    values: name -> value; what stands in `RULES` is checked, and numbers of numpy's become Python's. rules: others for
+    these names, where one setting limits another.
+    """
+    for name, rule in (RULES | rules).items():
+        if name in values:
+            rule(name, values[name])
+            values[name] = plain(values[name])
 
 
 def cap(values: dict, **most: float) -> None:
@@ -50,60 +155,9 @@ def cap(values: dict, **most: float) -> None:
         values[name] = min(values[name], limit)
 
 
-def check(values: dict, **rules: list | tuple | type) -> None:
-    """Refuse settings that cannot be obeyed, in one sentence, before anything is spent on them: ValueError.
-
-    values: name -> value, such as a notebook's `globals()`; what stands in `RULES` is checked, and numbers of numpy's
-    become Python's. rules: others for these names, where one setting limits another.
-    """
-    for name, rule in (RULES | rules).items():
-        if name in values:
-            _check(name, values[name], rule)
-            values[name] = plain(values[name])
-
-
-def _check(name: str, value, rule: list | tuple | type) -> None:
-    if rule is str:
-        if not isinstance(value, str | os.PathLike) or not str(value).strip():
-            raise ValueError(f"{name} must be the path of a folder, got {value!r}")
-        try:
-            expanded(value)
-        except RuntimeError as error:
-            raise ValueError(f"{name} names a home folder that is not there: {value!r}") from error
-    elif isinstance(rule, tuple):
-        _check_number(name, value, *rule)
-    elif not isinstance(rule[0], list | tuple):
-        if value not in rule:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, rule))}, got {value!r}")
-    elif not isinstance(value, list | tuple) or not value or len(value) != len(rule) > 1:
-        numbers_or_pairs = "pairs" if isinstance(rule[0], list) else "numbers"
-        count = f"{len(rule)} numbers" if len(rule) > 1 else f"{numbers_or_pairs}, at least one"
-        raise ValueError(f"{name} must be a list of {count}, got {value!r}")
-    else:
-        for part in value:
-            _check(name, part, rule[0])
-        if name.endswith("SEEDS") and len(set(value)) < len(value):
-            raise ValueError(f"{name} must be different numbers, got {value!r}")
-        if "INTERVAL" in name and len(rule) == 2 and value[0] > value[1]:
-            raise ValueError(f"{name} must be (low, high), got {value!r}")
-
-
-def _check_number(
-    name: str, number, least: float | None, most: float | None, kind: type = float, multiple: int = 1
-) -> None:
-    is_number = isinstance(number, numbers.Integral if kind is int else numbers.Real) and not isinstance(number, bool)
-    if is_number and (least is None or number >= least) and (most is None or number <= most) and math.isfinite(number):
-        if kind is float or number % multiple == 0:
-            return
-    limits = ((word, limit) for word, limit in (("least", least), ("most", most)) if limit is not None)
-    allowed = " and".join(f" at {word} {limit:,}" for word, limit in limits)
-    what = ("a whole number" if multiple == 1 else f"a multiple of {multiple}") if kind is int else "a number"
-    raise ValueError(f"{name} must be {what}{',' * bool(allowed)}{allowed}, got {number!r}")
-
-
-def wanted(choice: str, device: torch.device, *, demo: bool = False, after: str = "auto") -> bool:
+def wanted(wish: str, device: torch.device, *, demo: bool = False, after: str = "auto") -> bool:
     """Whether to do what takes long: "yes", not "no", and "auto" with a GPU, or on the demo data.
 
-    after: the choice of what comes before it; who says "no" there, gets "no" for "auto".
+    after: the wish for what comes before it; who says "no" there, gets "no" for "auto".
     """
-    return choice == "yes" or (choice == "auto" and after != "no" and (demo or device.type != "cpu"))
+    return wish == "yes" or (wish == "auto" and after != "no" and (demo or device.type != "cpu"))

@@ -1,18 +1,11 @@
-"""What every training loop shares: device and precision, learning-rate schedule, EMA, and the run itself."""
-
-from __future__ import annotations
+"""What every training loop shares: device and precision, learning-rate schedule, EMA, the recorded step."""
 
 import copy
 import math
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-
-from helpers.batches import seed_step
-from helpers.checkpoint import Checkpoint, TrainingError
 
 # --- device and precision ---------------------------------------------------------------------------------------
 
@@ -140,93 +133,3 @@ def step_away(base: nn.Module, worse: nn.Module, weight: float) -> nn.Module:
     with torch.no_grad():
         torch._foreach_lerp_(list(moved.parameters()), list(worse.parameters()), -weight)
     return moved
-
-
-# --- the run ----------------------------------------------------------------------------------------------------
-
-
-class Run(Checkpoint):
-    """The steps of one training run, from where its checkpoint stands to the last, and all the books it keeps.
-
-    >>> with Run("runs", "diffusion", settings, net=net, ema=ema, optimizer=optimizer, limits=limits) as run:
-    ...     for step in run:
-    ...         …  # batch, loss, backward, step, EMA
-    ...         run.log(loss=loss)
-
-    settings: whatever makes two runs differ, among it "steps", "seed", and "lr", "warmup" and "lr_decay" for
-    `lr_factor`. parts: see `Checkpoint`; at least "net" and "optimizer". show(steps done, history) is called at the
-    start and after each step. `history` holds what was logged, among it the "loss": name -> (steps,), on the net's
-    device, NaN where nothing was.
-    Raises TrainingError when a loss is not finite, before that is saved; and what `Checkpoint` raises.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        name: str,
-        settings: dict,
-        *,
-        save_every: int = 500,
-        show: Callable[[int, dict[str, Tensor]], None] | None = None,
-        **parts,
-    ):
-        super().__init__(folder, name, settings, **parts)
-        self.recipe, self.save_every, self.show = settings, save_every, show
-        self.device = next(parts["net"].parameters()).device
-        self.entered, self.done, self.history = False, 0, {}
-
-    def __enter__(self) -> Run:
-        super().__enter__()
-        try:
-            self.done, history = self.resume()
-            self.history = {name: values.to(self.device) for name, values in history.items()}
-        except BaseException:
-            self.lock.release()
-            raise
-        self.entered = True
-        return self
-
-    @property
-    def finished(self) -> bool:
-        return self.done >= self.recipe["steps"]
-
-    def __iter__(self) -> Iterator[int]:
-        if not self.entered:
-            raise TrainingError("begin a run by `with Run(…) as run:`, which resumes it and keeps others out.")
-        r, clock = self.recipe, time.perf_counter()
-        self._show()
-        for step in range(self.done, r["steps"]):
-            seed_step(r["seed"], step)  # so that a resumed run draws what it would have drawn
-            factor = lr_factor(step, r["steps"], warmup=r["warmup"], decay=r["lr_decay"])
-            set_lr(self.parts["optimizer"], r["lr"] * factor)
-            yield step
-            if "loss" not in self.history:
-                raise TrainingError(
-                    "note the loss of each step, by run.log(loss=…): a run that has none cannot be judged."
-                )
-            before, clock = clock, time.perf_counter()
-            self.log(seconds=clock - before)
-            self.done = step + 1
-            if self.done % self.save_every == 0 or self.finished:
-                self._save()
-            self._show()
-
-    def log(self, **values: Tensor | float) -> None:
-        """Note numbers of the step in progress."""
-        for name, value in values.items():
-            if name not in self.history:
-                self.history[name] = torch.full((self.recipe["steps"],), torch.nan, device=self.device)
-            self.history[name][self.done] = value
-
-    def _save(self) -> None:
-        if not self.history["loss"][: self.done].isfinite().all():
-            intact = f" The checkpoint of step {self.saved:,} is intact." if self.saved else ""
-            raise TrainingError(
-                f"the loss is not finite near step {self.done:,}.{intact} Set AMP to False in the settings to go on, "
-                "or lower LR (try half) to begin anew, and run the notebook from there."
-            )
-        self.save(self.done, self.history, self.device)
-
-    def _show(self) -> None:
-        if self.show:
-            self.show(self.done, {name: values for name, values in self.history.items() if name != "seconds"})

@@ -2,11 +2,9 @@
 
 After Ronneberger et al. 2015 and Ho et al. 2020, with four savings: resampling without weights, one skip connection
 a level, one modulation projection shared by all blocks of a width (adaLN-single, Chen et al. 2023), and wide blocks
-that are used again and again at low resolution, where a turn costs little time (weights shared over depth: Dehghani
+that are used again and again at low resolution, where a loop costs little time (weights shared over depth: Dehghani
 et al. 2019, Universal Transformers).
 """
-
-from __future__ import annotations
 
 import math
 
@@ -36,10 +34,11 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions with a residual path, used `loops` times; noise level and class scale and shift the middle.
+    """Two 3×3 convolutions with a residual path, used `loops` times.
 
-    With more than one loop the weights of the convolutions are shared between the turns; each turn owns, on each
-    channel, gains for scale and shift and one for what it adds.
+    Noise level and class scale and shift the middle (`modulation`). With more than one loop the
+    convolutions' weights are shared by all of them; each loop owns, on each channel, gains for
+    scale and shift and one for what it adds.
     """
 
     def __init__(self, channels_in: int, channels: int, loops: int = 1):
@@ -48,19 +47,20 @@ class Block(nn.Module):
         self.conv_in = nn.Conv2d(channels_in, channels, 3, padding=1)
         self.norm_out = GroupNorm(8, channels)
         self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
-        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
-        self.gain = nn.Parameter(torch.ones(loops, 2, channels))  # a turn's own share of the shared modulation
+        same = channels_in == channels
+        self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels, 1)
+        self.gain = nn.Parameter(torch.ones(loops, 2, channels))  # of the shared modulation
         self.gain_out = nn.Parameter(torch.ones(loops, channels, 1, 1)) if loops > 1 else None
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, x: Tensor, modulation: Tensor, turn: int = 0) -> Tensor:
-        """x (B, channels_in, H, W), modulation (B, 2, channels), turn in 0…loops - 1 -> (B, channels, H, W)"""
-        scale, shift = (modulation * self.gain[turn])[..., None, None].unbind(1)  # (B, C, 1, 1) each
+    def forward(self, x: Tensor, modulation: Tensor, loop: int = 0) -> Tensor:
+        """x (B, channels_in, H, W), modulation (B, 2, channels) -> (B, channels, H, W)"""
+        scale, shift = (modulation * self.gain[loop])[..., None, None].unbind(1)  # (B, C, 1, 1)
         h = self.conv_in(F.silu(self.norm_in(x)))
         h = self.conv_out(F.silu(self.norm_out(h) * (1 + scale) + shift))
         if self.gain_out is not None:
-            h = h * self.gain_out[turn].to(h.dtype)
+            h = h * self.gain_out[loop].to(h.dtype)
         return self.skip(x) + h
 
 
@@ -85,16 +85,19 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Class-conditional U-Net; the defaults are the shipped network, `plain` is the one before it.
+    """Class-conditional U-Net; the defaults are the looped one, which is shipped; `plain` is the one before it.
 
-    Level l works at 1 / 2^l of the resolution with widths[l] channels: blocks[l] blocks on the way down, as many on the
-    way up, used loops[l] times in a row (default: 1, 2, 3, …). transitions: a 1×1 convolution carries the channels from
-    level to level, so that every block has one width and can be used again; else the first block of a level does.
+    widths: channels of each level, multiples of 8; level l works at 1 / 2^l of the resolution.
+    blocks: how many a level has on the way down, and as many on the way up.
+    classes: the number of them; the label `classes` is the null label (no class).
+    loops: how many times in a row the blocks of each level are used (default: 1, 2, 3, …).
+    transitions: whether a 1×1 convolution carries the channels from level to level, so that every block has one width
+        and can be used again; else the first block of a level does.
 
-    forward(x, noise, labels): x float (B, 3, H, W) with H and W divisible by 2^(levels - 1); noise float (B,), any
-    monotone function of the noise level between about -2 and 2; labels int64 (B,) in 0…classes, where `classes` is the
-    null label (no class), or a float class embedding (B, embedding) such as `net.class_embedding(labels)`.
-    Returns float (B, 3, H, W).
+    forward(x, noise, labels) -> float (B, 3, H, W), with
+    x: float (B, 3, H, W), H and W divisible by 2^(levels - 1).
+    noise: float (B,), any monotone function of the noise level between about -2 and 2.
+    labels: int64 (B,) in 0…classes, or class embeddings float (B, E), such as `net.class_embedding(labels)`.
     """
 
     def __init__(
@@ -123,9 +126,8 @@ class UNet(nn.Module):
             return nn.Conv2d(channels_in, width, 1) if transitions and channels_in != width else nn.Identity()
 
         def level_blocks(channels_in: int, level: int) -> nn.ModuleList:
-            first = widths[level] if transitions else channels_in
-            return nn.ModuleList(Block(widths[level] if i else first, widths[level], loops[level])
-                                 for i in range(blocks[level]))  # fmt: skip
+            width, first = widths[level], widths[level] if transitions else channels_in
+            return nn.ModuleList(Block(width if i else first, width, loops[level]) for i in range(blocks[level]))
 
         # Down: level 0 … last.
         above = [widths[max(level - 1, 0)] for level in range(len(widths))]
@@ -136,7 +138,7 @@ class UNet(nn.Module):
         joined = [width + below for width, below in zip(widths[:-1], widths[1:], strict=True)]
         self.enter_up = nn.ModuleList(map(enter, joined, widths[:-1]))
         self.up = nn.ModuleList(level_blocks(channels, level) for level, channels in enumerate(joined))
-        # Middle: attention after each turn of the last level. Then out.
+        # Middle: attention after each loop of the last level. Then out.
         self.attention = Attention(widths[-1])
         self.norm = GroupNorm(8, widths[0])
         self.head = nn.Conv2d(widths[0], 3, 3, padding=1)
@@ -144,12 +146,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
-        multiple, width = 2 ** (len(self.widths) - 1), self.class_embedding.embedding_dim
-        if x.ndim != 4 or x.shape[1] != 3 or any(side % multiple for side in x.shape[2:]):
-            raise ValueError(f"expected images (B, 3, H, W), H and W multiples of {multiple}, got {tuple(x.shape)}")
-        if labels.shape != ((len(x), width) if labels.is_floating_point() else (len(x),)):
-            raise ValueError(f"expected labels int64 ({len(x)},) or class embeddings float ({len(x)}, {width}), got "
-                             f"{labels.dtype} {tuple(labels.shape)}")  # fmt: skip
+        self._check(x, labels)
         x, noise = (part.to(self.stem.weight.dtype) for part in (x, noise))
         # Embeddings.
         angles = noise[:, None] * self.frequencies  # (B, 32)
@@ -161,20 +158,28 @@ class UNet(nn.Module):
         x, skips = self.stem(x), []
         for level, level_blocks in enumerate(self.down):
             x = self.enter_down[level](F.avg_pool2d(x, 2) if level else x)
-            x = self._turns(x, level_blocks, level, modulation[level])
+            x = self._loops(x, level_blocks, level, modulation[level])
             skips.append(x)
         # Up.
         x = skips.pop()
         for level, level_blocks in reversed(list(enumerate(self.up))):
             x = self.enter_up[level](torch.cat([F.interpolate(x, scale_factor=2.0), skips.pop()], dim=1))
-            x = self._turns(x, level_blocks, level, modulation[level])
+            x = self._loops(x, level_blocks, level, modulation[level])
         return self.head(F.silu(self.norm(x)))
 
-    def _turns(self, x: Tensor, blocks: nn.ModuleList, level: int, modulation: Tensor) -> Tensor:
-        """The blocks of a level, loops[level] times in a row; in the middle, attention ends each turn."""
-        for turn in range(self.loops[level]):
+    def _check(self, x: Tensor, labels: Tensor) -> None:
+        multiple, width = 2 ** (len(self.widths) - 1), self.class_embedding.embedding_dim
+        if x.ndim != 4 or x.shape[1] != 3 or any(side % multiple for side in x.shape[2:]):
+            raise ValueError(f"expected images (B, 3, H, W), H and W multiples of {multiple}, got {tuple(x.shape)}")
+        if labels.shape != ((len(x), width) if labels.is_floating_point() else (len(x),)):
+            expected = f"labels int64 ({len(x)},) or class embeddings float ({len(x)}, {width})"
+            raise ValueError(f"expected {expected}, got {labels.dtype} {tuple(labels.shape)}")
+
+    def _loops(self, x: Tensor, blocks: nn.ModuleList, level: int, modulation: Tensor) -> Tensor:
+        """The blocks of a level, loops[level] times in a row; in the middle, attention ends each loop."""
+        for loop in range(self.loops[level]):
             for block in blocks:
-                x = block(x, modulation, turn)
+                x = block(x, modulation, loop)
             if level == len(self.loops) - 1:
                 x = self.attention(x)
         return x

@@ -48,14 +48,13 @@ def test_sum_head_is_bayes_rule_over_all_1000_triples():
         torch.testing.assert_close(net(x).double().exp(), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_totals_are_the_plain_convolution_of_the_three_distributions():
+def test_the_sums_distribution_is_the_plain_convolution_of_the_three_distributions():
     net, x = DigitSumClassifier().eval(), torch.randn(3, 3, 28, 28)
     with torch.no_grad():
-        found = classifiers.Totals(net).eval()(x).exp()
-        read = net.digit_log_probabilities(x).double().exp().numpy()
-    for three, sums in zip(read, found, strict=True):
-        expected = np.convolve(np.convolve(three[0], three[1]), three[2])[1:21]
-        np.testing.assert_allclose(sums.numpy(), expected / expected.sum(), rtol=1e-4)
+        read = net.digit_log_probabilities(x)
+        found = log_sum_distribution(read).exp()
+    for three, sums in zip(read.double().exp().numpy(), found, strict=True):
+        np.testing.assert_allclose(sums, np.convolve(np.convolve(three[0], three[1]), three[2]), rtol=1e-4)
 
 
 def test_digits_that_say_nothing_leave_every_label_as_likely():
@@ -165,26 +164,26 @@ def test_predictions_are_those_of_the_net_image_by_image():
     assert classifiers.predict(PaperClassifier().bfloat16().eval(), images).dtype == torch.float32
 
 
-def test_predictions_over_several_looks_are_the_mean_over_jittered_ones():
+def test_predictions_over_several_views_are_the_mean_over_jittered_ones():
     torch.manual_seed(0)
     images, net = data.addnist("", "train", "demo")[0][:5], DigitSumClassifier().eval()
-    found = classifiers.predict(net, images, looks=3, jitter={"shift": 3.0})
+    found = classifiers.predict(net, images, views=3, jitter={"shift": 3.0})
     batches.seed_step(0, 0)
     with torch.no_grad():
         views = [net(augmentation.jitter(batches.normalise(images), shift=3.0)) for _ in range(3)]
     torch.testing.assert_close(found, torch.stack(views).mean(dim=0), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(views[0], views[1], atol=1e-3)
     torch.manual_seed(1)
-    assert torch.equal(found, classifiers.predict(net, images, looks=3, jitter={"shift": 3.0}))
+    assert torch.equal(found, classifiers.predict(net, images, views=3, jitter={"shift": 3.0}))
 
 
 def test_predictions_that_would_mean_something_else_are_refused():
     images, net = data.addnist("", "train", "demo")[0][:5], DigitSumClassifier()
     with pytest.raises(ValueError, match="training mode"):
         classifiers.predict(net, images)
-    for looks in (0, 2):
-        with pytest.raises(ValueError, match=f"need a jitter, got {looks}"):
-            classifiers.predict(net.eval(), images, looks=looks)
+    for views in (0, 2):
+        with pytest.raises(ValueError, match=f"need a jitter, got {views}"):
+            classifiers.predict(net.eval(), images, views=views)
     net.reader[1].train()
     with pytest.raises(ValueError, match="training mode"):
         classifiers.predict(net, images)

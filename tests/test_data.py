@@ -1,6 +1,5 @@
 import hashlib
 import io
-import pickle
 import zipfile
 
 import numpy as np
@@ -28,27 +27,27 @@ def test_demo_addnist_has_the_official_shapes_and_types(demo):
     assert (demo["test"][1].bincount() == 60).all()
 
 
-def test_superclasses_are_read_from_the_verified_files(tmp_path, monkeypatch):
-    """Labels in any order, a class's superclass at the class's place; the demo's are its shapes."""
+def test_cifar100s_test_set_is_read_and_verified_once_for_images_and_classes(tmp_path, monkeypatch):
+    read = []
 
     class Verified:
-        base_folder, classes = "cifar-100-python", ["aquarium_fish", "oak_tree"]
+        classes, targets = ["aquarium_fish", "oak_tree"], [1, 0]
+        data = np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3)
 
         def __init__(self, root, train, download):
-            assert (root, train, download) == (str(tmp_path), False, True)
+            read.append((root, train, download))
 
     monkeypatch.setattr("torchvision.datasets.CIFAR100", Verified)
-    (tmp_path / "cifar-100-python").mkdir()
-    fine = list(reversed(range(100))) * 2
-    files = {
-        "test": {"fine_labels": fine, "coarse_labels": [label // 5 for label in fine]},
-        "meta": {"coarse_label_names": [f"group_{i}" for i in range(20)]},
-    }
-    for name, content in files.items():
-        (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(content))
-    assert data.cifar100_superclasses(tmp_path) == [f"group {label // 5}" for label in range(100)]
-    assert data.cifar100_classes(tmp_path) == ["aquarium fish", "oak tree"]
-    assert data.cifar100_superclasses("", "demo")[10:12] == ["ring", "ring"]
+    for _ in range(2):
+        assert data.cifar100_classes(tmp_path) == ["aquarium fish", "oak tree"]
+        images, labels = data.cifar100(tmp_path, "test")
+        assert images.tolist() == Verified.data.transpose(0, 3, 1, 2).tolist()
+        assert labels.tolist() == [1, 0]
+        images.zero_()  # the caller's to change
+        labels.zero_()
+    assert read == [(str(tmp_path), False, True)]
+    data.cifar100(tmp_path, "train")
+    assert read[1:] == [(str(tmp_path), True, True)]
 
 
 def test_what_is_handed_out_of_the_demo_is_the_callers_to_change():
@@ -249,28 +248,6 @@ def test_a_folder_one_may_not_write_to_is_said(tmp_path, monkeypatch, official):
     with pytest.raises(data.DataError, match="No space left.*free some space"):
         data.addnist(tmp_path, "train")
     assert [p.name for p in tmp_path.rglob("*") if p.is_file() and p.parent.name == "AddNIST"] == ["addnist.zip"]
-
-
-def test_a_home_folder_is_a_home_folder(tmp_path, monkeypatch, official):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    _zip(tmp_path / "sets" / "AddNIST" / "addnist.zip", {f"{n}.npy": c for n, c in official.items()})
-    assert len(data.addnist("~/sets", "train")[0]) == 4
-    asked = []
-
-    class Library:
-        classes, base_folder = ["apple"], "none"
-
-        def __init__(self, root, **_):
-            asked.append(root)
-            raise RuntimeError("Dataset not found or corrupted.")
-
-    for name in ("CIFAR100", "MNIST"):
-        monkeypatch.setattr(f"torchvision.datasets.{name}", Library)
-    for call in (data.cifar100, data.digits):
-        with pytest.raises(data.DataError, match="not found or corrupted.*'demo'"):
-            call("~/sets", "train")
-    assert asked == [str(tmp_path / "sets")] * 2
 
 
 @pytest.mark.parametrize("damage", ["page", "empty", "deflated bytes overwritten", "another file"])

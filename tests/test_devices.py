@@ -1,20 +1,21 @@
 """What must work where this machine cannot be: Apple's GPUs, other defaults, other backends, other terminals."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from torch.nn import functional as F
 
 from helpers import augmentation, batches, classifiers, data, diffusion, fid, interpolation, muon, plots, training, unet
+from tests.pages import NOTEBOOKS, ROOT, code
 
-ROOT = Path(__file__).parent.parent
 MPS = torch.device("mps")
 
 
@@ -116,31 +117,28 @@ def test_another_default_dtype(float64):
     assert fid.features(images, lambda x: x.flatten(1)[:, :4]).dtype == torch.float32
 
 
-SHOW = """
-import torch
-from helpers import plots
-plots.bars({"a": 1.0}, title="t")
-"""
-
-
-@pytest.mark.parametrize("backend", ["Agg", "svg", None])
-def test_pictures_appear_whatever_the_backend(tmp_path, backend):
-    cell = {"cell_type": "code", "metadata": {}, "source": SHOW, "outputs": [], "execution_count": None, "id": "a"}
-    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    (tmp_path / "n.ipynb").write_text(json.dumps(notebook))
-    environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | {"PYTHONPATH": str(ROOT)}
-    environment |= {"MPLBACKEND": backend} if backend else {}
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace", "n.ipynb"]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    (executed,) = json.loads((tmp_path / "n.ipynb").read_text())["cells"]
-    assert "image/png" in executed["outputs"][-1]["data"]
-
-
-def test_a_terminal_that_knows_ascii_only_is_written_to():
-    program = "from helpers import plots; print('1 ± 2 …')"
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+def test_a_page_as_a_script_writes_to_a_terminal_that_knows_ascii_only():
+    program = code(NOTEBOOKS[0])[0]["source"] + "\nprint('1 ± 2 …')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1 ? 2 ?\n"
+
+
+def test_a_helper_that_is_taken_along_changes_nothing_when_it_is_imported():
+    """Neither matplotlib's settings, nor standard output, nor torch's random numbers and flags."""
+
+    def state():
+        flags = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.get_default_dtype()
+        numbers = torch.random.get_rng_state().tolist(), torch.get_num_threads()
+        return dict(matplotlib.rcParams), sys.stdout.errors, sys.stderr.errors, flags, numbers
+
+    with matplotlib.rc_context({"font.size": 20}):
+        before = state()
+        for path in (ROOT / "helpers").glob("*.py"):
+            spec = importlib.util.spec_from_file_location(f"copy_of_{path.stem}", path)
+            spec.loader.exec_module(importlib.util.module_from_spec(spec))
+            assert state() == before, path.name
 
 
 # --- packages ---------------------------------------------------------------------------------------------------

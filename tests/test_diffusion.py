@@ -385,7 +385,7 @@ def test_sample_takes_the_solver_it_is_given(denoiser):
         ({"solver": diffusion.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(50)}, 50),
     ],
 )
-def test_evaluations_are_those_that_a_drawing_takes(denoiser, monkeypatch, options, expected):
+def test_evaluations_are_those_that_a_sample_takes(denoiser, monkeypatch, options, expected):
     options = {"sigmas": diffusion.karras_sigmas(20)} | options
     asked, forward = [], denoiser.forward
     monkeypatch.setattr(denoiser, "forward", lambda *inputs: asked.append(1) or forward(*inputs))

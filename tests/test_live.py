@@ -42,10 +42,10 @@ def test_curves_of_a_finished_run_show_nothing_and_those_of_a_resumed_one_count_
 
 
 def test_a_line_counts_in_place(monkeypatch):
-    clock, line = Clock(monkeypatch), live.Line("drawings")
+    clock, line = Clock(monkeypatch), live.Line("samples")
     line(250, 1_000)
     line(1_000, 1_000)
-    assert [shown.data for shown in clock.shown] == ["drawings: 250 of 1,000", "drawings: 1,000 of 1,000"]
+    assert [shown.data for shown in clock.shown] == ["samples: 250 of 1,000", "samples: 1,000 of 1,000"]
 
 
 def test_a_line_that_goes_on_in_another_cell_shows_itself_there(monkeypatch):

@@ -56,7 +56,9 @@ def test_muon_equals_adam_and_torchs_own_muon_on_their_shares():
 def test_orthogonalise_brings_the_singular_values_near_one():
     torch.manual_seed(0)
     matrices = [torch.randn(shape) for shape in ((12, 30), (30, 12), (12, 20), (9, 40))]
-    for matrix, found in zip(matrices, muon.orthogonalise(matrices), strict=True):
+    for matrix in matrices:
+        found = muon.orthogonalise(matrix)
+        assert found.shape == matrix.shape
         values = torch.linalg.svdvals(found)
         assert values.min() > 0.6
         assert values.max() < 1.3

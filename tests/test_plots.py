@@ -7,8 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib import style
 
-from helpers import plots
+from helpers import classifiers, diagrams, plots, unet
 
 
 def test_image_grid_shows_every_image_in_its_place():
@@ -67,29 +69,6 @@ def test_a_steep_start_does_not_set_the_height_of_training_curves():
     assert 2 < high < 2.2
 
 
-def test_labels_and_answers_that_do_not_belong_together_are_refused():
-    three = torch.tensor([0, 1, 2])
-    for answers in (torch.tensor([0]), torch.tensor([0, 1, 3]), torch.tensor([0, 1, -1])):
-        with pytest.raises(RuntimeError):
-            plots.confusion_matrix(three, answers, 3, "t")
-    for probabilities, labels in ((torch.eye(3), three[:1]), (5 * torch.eye(3), three), (torch.eye(3).log(), three)):
-        with pytest.raises(ValueError, match="expected probabilities"):
-            plots.calibration({"net": (probabilities, labels)}, "t")
-
-
-def test_confusion_matrix_rows_are_shares():
-    figure = plots.confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3, "t")
-    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 0]])
-
-
-def test_error_sizes():
-    figure = plots.error_sizes(torch.tensor([3, 3, 3, 3]), torch.tensor([3, 4, 4, 1]), "t")
-    bars = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in figure.axes[0].patches}
-    assert bars == pytest.approx({-2: 0.25, 1: 0.5})
-    figure = plots.error_sizes(torch.tensor([3, 3]), torch.tensor([3, 3]), "t")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["none"]
-
-
 def test_lines():
     figure = plots.lines({"a": (torch.tensor([1.0, 10]), torch.tensor([2.0, 3]))}, x="n", y="m", title="t", log_x=True)
     (axis,) = figure.axes
@@ -112,8 +91,6 @@ def test_as_many_curves_as_there_are_and_none_in_another_s_colour():
     (axis,) = plots.lines(curves, x="n", y="m", title="t").axes
     assert len(axis.lines) == 7
     assert len({str(line.get_color()) for line in axis.lines}) == 7
-    nets = {f"net {i}": (torch.eye(3), torch.arange(3)) for i in range(4)}
-    assert len(plots.calibration(nets, "t").axes[0].get_legend().get_texts()) == 4
 
 
 def test_the_seeds_of_a_net_share_its_colour_and_its_name():
@@ -141,11 +118,6 @@ def test_mean_std():
     assert plots.mean_std(torch.tensor([1.0]), ".1f") == "1.0"
 
 
-def test_listing_is_the_source():
-    text = plots.listing(plots.smooth, plots.pm).data
-    assert text == inspect.getsource(plots.smooth) + "\n\n" + inspect.getsource(plots.pm)
-
-
 def test_bars_are_grey_where_they_are_not_ours():
     (axis,) = plots.bars({"a": (15.3, 1.0), "b": 91.78}, title="t", ours={"a"}).axes
     assert [text.get_text().strip() for text in axis.texts] == ["15.30", "91.78"]
@@ -162,23 +134,57 @@ def test_the_longest_whisker_fits():
     assert max(float(ends.vertices[:, 0].max()) for ends in whiskers.get_paths()) == 5.0
 
 
-def test_reliability():
-    """Of ten answers given with 65%, six are right; of thirty with 95%, all: 5% off in either bin."""
-    confidence = torch.tensor([0.65] * 10 + [0.95] * 30)
-    probabilities = torch.stack([confidence, 1 - confidence], dim=1)
-    labels = torch.tensor([0] * 6 + [1] * 4 + [0] * 30)
-    x, y, share = plots.reliability(probabilities, labels)
-    torch.testing.assert_close(x, torch.tensor([0.65, 0.95]))
-    torch.testing.assert_close(y, torch.tensor([0.6, 1.0]))
-    assert share.tolist() == [0.25, 0.75]
-    sure = torch.tensor([[1.0, 0.0], [0.95, 0.05]])  # both in the last bin
-    assert plots.reliability(sure, torch.tensor([0, 0]))[2].tolist() == [1.0]
-    figure = plots.calibration({"net": (probabilities, labels)}, "t")
-    assert "5.00%" in figure.axes[0].get_legend().get_texts()[0].get_text()
-
-
 def test_figures_are_closed_so_that_a_cell_shows_them_once():
     before = plt.get_fignums()
     figure = plots.bars({"a": [1.0, 0.1], "b": [2.0, 0.2]}, title="t")
     assert plt.get_fignums() == before
     assert plots.png(figure).startswith(b"\x89PNG")
+
+
+def test_listing_is_the_source_as_code():
+    source = inspect.getsource(plots.smooth) + "\n\n" + inspect.getsource(plots.pm)
+    assert plots.listing(plots.smooth, plots.pm).data == f"```python\n{source}```"
+
+
+FIGURES = [
+    lambda: plots.image_grid(torch.arange(3 * 3 * 64, dtype=torch.uint8).view(3, 3, 8, 8), 2, captions=["a", "b", "c"]),
+    lambda: plots.bars({"a": 15.3, "b": (91.78, 2.0)}, title="t", ours={"a"}),
+    lambda: plots.lines({"a": (torch.arange(3.0), torch.arange(3.0))}, x="n", y="m", title="t"),
+    lambda: plots.training_curves({"a": {"loss": torch.arange(90.0)}, "b": {"loss": torch.ones(9)}}),
+    lambda: diagrams.unet_diagram(unet.UNet()),
+    lambda: diagrams.adder_diagram(classifiers.DigitSumClassifier()),
+    lambda: diagrams.layer_diagram(classifiers.PaperClassifier(), torch.zeros(1, 3, 28, 28)),
+    lambda: diagrams.denoising_in_two_dimensions(torch.eye(2), lambda x, sigma: x / 2, (0.1,), torch.ones(3, 2, 2)),
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_figures_look_the_same_whatever_the_user_has_set_and_leave_that_as_it_was(figure):
+    ours = plots.png(figure())
+    with (
+        style.context("dark_background"),
+        matplotlib.rc_context(
+            {"image.origin": "lower", "axes.grid": True, "font.size": 20, "figure.dpi": 50, "savefig.dpi": 30}
+        ),
+    ):
+        before = dict(matplotlib.rcParams)
+        assert plots.png(figure()) == ours
+        assert figure()._repr_png_() == ours
+        assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("backend", ["agg", "svg", "module://matplotlib_inline.backend_inline"])
+def test_a_notebook_shows_a_figure_whatever_the_backend(backend):
+    """In a shell of its own, as a cell's last value is shown."""
+    shell, before = InteractiveShell.instance(), matplotlib.get_backend()
+    try:
+        plt.switch_backend(backend)
+        data, _ = shell.display_formatter.format(FIGURES[1]())
+    finally:
+        plt.switch_backend(before)
+        InteractiveShell.clear_instance()
+    with (
+        PIL.Image.open(io.BytesIO(data["image/png"])) as picture,
+        PIL.Image.open(io.BytesIO(plots.png(FIGURES[1]()))) as expected,
+    ):
+        assert picture.tobytes() == expected.tobytes()

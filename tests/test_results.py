@@ -8,7 +8,7 @@ from torch import nn
 
 from helpers import budget, classifiers, diffusion, results, unet
 from helpers.files import DataError
-from tests.test_training import same
+from tests.test_runs import same
 
 CPU = torch.device("cpu")
 
@@ -34,13 +34,12 @@ def test_weights_make_the_round_trip(tmp_path):
     assert same(net.state_dict(), loaded.state_dict())
 
 
-def test_a_run_of_yours_is_newer_than_what_is_shipped(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert results.newest("~/runs", "diffusion") == results.WEIGHTS
-    results.save_card("diffusion", {}, "~/runs")
-    assert results.newest("~/runs", "diffusion") == tmp_path / "runs"
-    assert results.newest("~/runs", "diffusion", "diffusion_plain") == results.WEIGHTS  # what belongs together stays so
+def test_a_run_of_yours_is_newer_than_what_is_shipped(tmp_path):
+    runs = str(tmp_path / "runs")
+    assert results.newest(runs, "diffusion") == results.WEIGHTS
+    results.save_card("diffusion", {}, runs)
+    assert results.newest(runs, "diffusion") == tmp_path / "runs"
+    assert results.newest(runs, "diffusion", "diffusion_plain") == results.WEIGHTS  # what belongs together stays so
 
 
 def test_what_was_found_of_the_very_same_weights_is_kept(tmp_path):

@@ -1,19 +1,13 @@
 import contextlib
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import batches, files, muon, training
-from helpers.checkpoint import TrainingError
-from tests import pages
+from helpers import muon, training
 from tests.test_muon import _Mixed
+from tests.test_runs import same
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -126,6 +120,26 @@ def test_ema_equals_its_closed_form():
         training.EMA(net, 1.0)
 
 
+def test_ema_is_torchs_own_average_with_a_ramp_buffers_included():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    def ramp(averages, current, count):
+        torch._foreach_lerp_(averages, current, 1 - min(0.9, float(count) / (9 + float(count))))
+
+    ema, reference = training.EMA(net, decay=0.9), torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=ramp)
+    reference.n_averaged.fill_(1)  # so that the first update averages, too
+    for _ in range(200):
+        net(torch.randn(8, 3))  # moves the batch norm's statistics
+        for parameter in net.parameters():
+            parameter.data += torch.randn_like(parameter)
+        ema.update(net)
+        reference.update_parameters(net)
+    assert same(ema.module.state_dict(), reference.module.state_dict())
+    assert same(ema.module[1].running_mean, net[1].running_mean)
+    assert not ema.module.training
+
+
 @pytest.mark.parametrize(("real_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_amp_dtype_does_not_believe_in_emulation(monkeypatch, real_bf16, expected):
     monkeypatch.setattr(
@@ -149,124 +163,6 @@ def test_lr_factor_is_torchs_own_cosine_after_a_line(warmup, decay):
     assert training.lr_factor(59, 60, decay=0.0) == 1.0
 
 
-# --- the run ----------------------------------------------------------------------------------------------------
-
-
-def same(a, b):
-    """Whether two states are equal, bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-@pytest.mark.parametrize("number", [1, 2])
-def test_the_notebooks_loops_interrupted_end_as_if_never_stopped_bit_for_bit(tmp_path, monkeypatch, number, capsys):
-    ends, batch = [], batches.batch
-    for folder, stops in (("whole", [None]), ("in pieces, Läufe", [3, 4, None])):
-        for stop in stops:
-
-            def interrupted(*inputs, stop=stop):
-                if inputs[-1] == stop:
-                    raise KeyboardInterrupt
-                return batch(*inputs)
-
-            monkeypatch.setattr(batches, "batch", interrupted)
-            train, _ = pages.training_loop(number, tmp_path / folder, STEPS=7, BATCH=4, SAVE_EVERY=2)
-            if stop is None:
-                ends.append(train())
-                continue
-            with pytest.raises(KeyboardInterrupt):
-                train()
-            assert f"up to step {stop // 2 * 2}:" in capsys.readouterr().out
-    (net, history, certificate), (net_again, history_again, certificate_again) = ends
-    assert same(net.state_dict(), net_again.state_dict())
-    assert same(history["loss"], history_again["loss"])
-    assert certificate["steps"] == certificate_again["steps"] == 7
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks children to kill them")
-def test_killed_twenty_times_it_ends_as_if_left_alone(tmp_path):
-    command, root = [sys.executable, "-m", "tests.killed_run", tmp_path, "20"], Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"(\d+) of them", done.stdout)[1]) > 0  # some kills did hit a save
-    whole, killed = (next((tmp_path / name).glob("*.ckpt")) for name in ("whole", "killed"))
-    contents = [files.load_tensors(path.read_bytes().partition(b"\n")[2], path.name) for path in (whole, killed)]
-    for state in contents:
-        del state["history"]["seconds"]
-    assert same(*contents)
-    assert not list((tmp_path / "killed").glob("*.part"))
-
-
-RECIPE = {"steps": 5, "seed": 1, "lr": 0.5, "warmup": 1, "lr_decay": 0.5}
-
-
-def _run(folder, **changes):
-    torch.manual_seed(0)
-    net = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(net.parameters(), lr=9.0)
-    return training.Run(folder, "run", RECIPE, net=net, optimizer=optimizer, **changes)
-
-
-def test_a_run_seeds_sets_the_rate_logs_saves_and_shows(tmp_path):
-    shown, seen = [], []
-    with _run(tmp_path, save_every=2, show=lambda step, history: shown.append((step, list(history)))) as run:
-        for step in run:
-            seen.append((float(torch.rand(1)), run.parts["optimizer"].param_groups[0]["lr"]))
-            run.log(loss=torch.tensor(float(step)))
-            if step == 3:
-                run.log(other=7)
-    assert [rate for _, rate in seen] == [0.5 * training.lr_factor(i, 5, warmup=1, decay=0.5) for i in range(5)]
-    for step, (number, _) in enumerate(seen):
-        batches.seed_step(1, step)
-        assert number == float(torch.rand(1))
-    both = ["loss", "other"]
-    assert shown == [(0, []), (1, ["loss"]), (2, ["loss"]), (3, ["loss"]), (4, both), (5, both)]
-    assert run.finished
-    assert run.history["loss"].tolist() == [0, 1, 2, 3, 4]
-    assert run.history["other"].isnan().tolist() == [True, True, True, False, True]
-    assert (run.history["seconds"] > 0).all()
-    with _run(tmp_path) as again:
-        assert again.finished
-        assert list(again) == []
-        assert same(again.history["loss"], run.history["loss"])
-        assert again.made == run.made
-
-
-def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
-    def train():
-        with _run(tmp_path, save_every=2) as run:
-            for step in run:
-                run.log(loss=torch.tensor(float("nan") if step == 3 else 1.0))
-
-    with pytest.raises(TrainingError, match=r"not finite near step 4.*lower LR"):
-        train()
-    with _run(tmp_path) as again:
-        assert again.done == 2
-
-
-def test_a_run_that_was_not_begun_or_notes_no_loss_stops_at_once(tmp_path):
-    with pytest.raises(TrainingError, match="begin a run by `with Run"):
-        next(iter(_run(tmp_path)))
-    seen = []
-    with pytest.raises(TrainingError, match="note the loss of each step"), _run(tmp_path) as run:
-        seen.extend(run)
-    assert seen == [0]
-
-
-def test_a_damaged_checkpoint_leaves_the_run_unlocked(tmp_path):
-    with _run(tmp_path, save_every=2) as run:
-        for _ in run:
-            run.log(loss=1.0)
-    run.path.write_bytes(b"")
-    for _ in range(2):
-        with pytest.raises(files.DataError, match="damaged"), _run(tmp_path):
-            pass
-
-
 def test_step_away_goes_the_other_way_and_changes_neither_network():
     base, worse = (torch.nn.utils.skip_init(nn.Linear, 2, 1) for _ in range(2))
     for net, value in ((base, 1.0), (worse, 1.5)):
@@ -284,11 +180,3 @@ def test_tf32_is_allowed_or_not():
         training.allow_tf32(allowed)
         assert torch.get_float32_matmul_precision() == said
         assert torch.backends.cudnn.allow_tf32 is allowed
-
-
-def test_what_trained_a_run_is_noted_with_it_and_kept_by_a_finished_one(tmp_path):
-    for precision in ("bfloat16", "float32"):
-        with _run(tmp_path, about={"precision": precision}) as run:
-            for _ in run:
-                run.log(loss=1.0)
-        assert run.made["precision"] == "bfloat16"

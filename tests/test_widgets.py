@@ -85,23 +85,47 @@ def test_digit_explorer_shows_the_digits_that_were_chosen(monkeypatch):
     monkeypatch.setattr(diagrams, "digit_sum", lambda net, image, digits: drawn.append((image, digits)) or Figure())
     images, labels = data.digits("", "test", "demo")
     explorer = widgets.digit_explorer(classifiers.DigitSumClassifier().eval(), images, labels)
-    assert len(drawn) == 1
+    assert [digits for _, digits in drawn] == [(3, 5, 8)]
     _find(explorer, w.Dropdown, "green").value = 7
-    _find(explorer, w.Dropdown, "green").value = 3
-    (_, before), (image, digits) = drawn[-2:]
-    assert (before[1], digits[1]) == (7, 3)
-    assert (before[0], before[2]) == (digits[0], digits[2])
+    (before, _), (image, digits) = drawn
+    assert digits == (3, 7, 8)
+    assert torch.equal(before[[0, 2]], image[[0, 2]])  # the other two as they were
     names = {picture.numpy().tobytes(): int(label) for picture, label in zip(images, labels, strict=True)}
     assert tuple(names[channel.numpy().tobytes()] for channel in image) == digits
 
-    _find(explorer, w.Button, "other handwriting").click()
+    _find(explorer, w.BoundedIntText, "handwriting").value = 9
     assert drawn[-1][1] == digits
     assert not torch.equal(drawn[-1][0], image)
-    count = len(drawn)
+    _find(explorer, w.BoundedIntText, "handwriting").value = 0
+    assert len(drawn) == 3  # kept from before
     _find(explorer, w.Button, "shuffle").click()
-    assert len(drawn) == count + 1
-    assert drawn[-1][1] != digits
+    assert len(drawn) == 4  # once, not once for each digit
     assert drawn[-1][1] == tuple(_find(explorer, w.Dropdown, name).value for name in ("red", "green", "blue"))
+    assert drawn[-1][1] != digits
+
+
+def test_an_error_is_shown_where_the_picture_would_be_and_the_next_choice_tries_again(denoiser, monkeypatch):
+    explorers = [
+        widgets.sample_explorer(denoiser, CLASSES, start="cat", guidance=2.0, interval=(0.3, 3.0), count=2),
+        widgets.walk_explorer(denoiser, CLASSES, start=("cat", "dog"), guidance=2.0, interval=(0.3, 3.0), frames=3),
+    ]
+
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: out of patience")
+
+    for explorer in explorers:
+        picture, line, seed = (_find(explorer, kind, name) for kind, name in
+                               ((w.Image, ""), (w.Label, ""), (w.BoundedIntText, "seed")))  # fmt: skip
+        said = line.value
+        with monkeypatch.context() as patch:
+            patch.setattr(widgets, "sample", fail)
+            patch.setattr(widgets, "between", fail)
+            seed.value = 5
+            assert line.value == "RuntimeError: CUDA error: out of patience"
+            assert picture.value == b""
+        seed.value = 6
+        assert bytes(picture.value).startswith(b"\x89PNG")
+        assert line.value == said
 
 
 def test_sliders_hold_what_the_settings_allow_and_unknown_classes_are_named(denoiser):

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.ingredients [SECONDS] [STEPS]        (a GPU; environment: DATA, DATA_ROOT)
 
 Every run changes one thing, with warm-up, decay and EMA scaled to its length; Adam gets the best of three rates. Each
-is judged by the loss on the held-out images and by the FID of 5,000 drawings against them, with guidance and without.
+is judged by the loss on the held-out images and by the FID of 5,000 samples against them, with guidance and without.
 No run begins after SECONDS (500); called again, it goes on. Writes runs/diffusion_ingredients.json.
 """
 
@@ -19,17 +19,17 @@ from helpers.files import DataError
 from tests.pages import NOTEBOOKS, definitions
 
 ADAM = {"optimizer": "adam"}
-BARE = ADAM | {"prediction": "epsilon", "lr": 0.001, "lr_decay": 0.0, "ema_decay": 0.0, "label_dropout": 0.0}
+PAPER = ADAM | {"prediction": "epsilon", "lr": 0.001, "lr_decay": 0.0, "ema_decay": 0.0, "label_dropout": 0.0}
 VARIANTS = {
     "all of it": {},
     **{f"Adam in place of Muon, rate {rate}": ADAM | {"lr": rate} for rate in (0.0005, 0.001, 0.002)},
     "no EMA": {"ema_decay": 0.0},
     "constant rate": {"lr_decay": 0.0},
     "neither EMA nor decay": {"ema_decay": 0.0, "lr_decay": 0.0},
-    "plain network": {"network": "plain", "widths": [32, 72, 96]},
+    "plain U-Net": {"network": "plain", "widths": [32, 72, 96]},
     "the noise predicted": {"prediction": "epsilon"},
-    "bare DDPM": BARE,
-    "bare DDPM, plain network": BARE | {"network": "plain", "widths": [32, 72, 96]},
+    "paper recipe": PAPER,
+    "paper recipe, plain U-Net": PAPER | {"network": "plain", "widths": [32, 72, 96]},
     **{f"P_MEAN {mean}": {"p_mean": mean} for mean in (-0.8, -0.4)},
 }
 
@@ -51,7 +51,7 @@ def loss(denoiser, images, labels) -> torch.Tensor:
         batches.seed_step(0, i)
         sigma, x0 = (-1.2 + 1.2 * torch.randn(len(x))).exp().to(x.device), batches.to_float(x)
         error = denoiser(x0 + sigma[:, None, None, None] * torch.randn_like(x0), sigma, y) - x0
-        found.append(error.square().mean(dim=(1, 2, 3)) / weigh(sigma).out ** 2)
+        found.append(error.square().mean(dim=(1, 2, 3)) / weigh(sigma)[1] ** 2)
     return torch.cat(found).mean()
 
 
@@ -79,14 +79,12 @@ def main(seconds: float = 500, steps: int = 3_000) -> None:
         for way, guidance in {"fid": page["GUIDANCE"], "fid_unguided": 1.0}.items():
             if guidance == 1 or (short | changes).get("label_dropout", 1):
                 options = page["sampling"] | {"guidance": guidance, "batch_size": 1_000 if gpu else 100}
-                drawn = page["draw"](
-                    network, torch.arange(count) * 100 // count, seed=page["SAMPLE_SEEDS"][0], **options
-                )
-                row[way] = round(fid.frechet_distance(page["features"](drawn), real), 2)
+                each, seed = torch.arange(count) * 100 // count, page["SAMPLE_SEEDS"][0]
+                found = page["features"](page["draw"](network, each, seed=seed, **options))
+                row[way] = round(fid.frechet_distance(found, real), 2)
         rows[title] = row
-        rows = results.save_card("diffusion_ingredients", about | {"rows": rows} | results.environment(device), "runs")[
-            "rows"
-        ]
+        card = about | {"rows": rows} | results.environment(device)
+        rows = results.save_card("diffusion_ingredients", card, "runs")["rows"]
         print(title, rows[title], f"{time.monotonic() - begun:.0f} s", flush=True)
 
 

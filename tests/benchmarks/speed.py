@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import batches, budget, data, diffusion, fid, muon, results, training, unet
+from helpers import batches, budget, data, diffusion, fid, muon, results, runs, training, unet
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 3
@@ -76,7 +76,7 @@ def notebook_loop(net=unet.UNet, compiled: bool = False, widths=(48, 96, 128)) -
             marks[step] = synchronised()
         seed_step(seed, step)
 
-    with mock.patch.dict(unet.NETWORKS, looped=net), mock.patch.object(training, "seed_step", marked):
+    with mock.patch.dict(unet.NETWORKS, looped=net), mock.patch.object(runs, "seed_step", marked):
         names["train"](steps=WARM + TIMED + 1, batch=BATCH, widths=widths)  # not the demo's small ones
     return BATCH * TIMED / (marks[WARM + TIMED] - marks[WARM])
 
@@ -197,8 +197,7 @@ def clean_fids_features() -> float:
     from cleanfid.fid import get_folder_features
 
     training.allow_tf32(False)
-    with mock.patch.object(fid, "streamline", lambda network: network):
-        network, images = fid.load_network(os.environ["DATA_ROOT"], DEVICE), fid_images()
+    network, images = fid.load_network(os.environ["DATA_ROOT"], DEVICE), fid_images()
     workers = {"num_workers": os.cpu_count(), "verbose": False, "device": DEVICE}
     fid.features(images[:20], network, device=DEVICE)
 

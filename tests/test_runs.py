@@ -1,0 +1,363 @@
+import copy
+import errno
+import hashlib
+import io
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers import batches, budget, files, muon, runs, training
+from helpers.runs import Run, TrainingError
+from tests import pages
+
+RECIPE = {"steps": 5, "seed": 1, "lr": 0.5, "warmup": 1, "lr_decay": 0.5}
+
+
+def same(a, b):
+    """Whether two states are equal, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def _states(run):
+    return {name: copy.deepcopy(part.state_dict()) for name, part in run.parts.items()}
+
+
+def _run(folder, settings=None, *, width=1, **changes):
+    torch.manual_seed(0)
+    net = nn.Linear(2, width)
+    optimizer = torch.optim.SGD(net.parameters(), lr=9.0)
+    return Run(folder, "run", RECIPE | (settings or {}), net=net, optimizer=optimizer, **changes)
+
+
+def _train(run, until=None):
+    """Every step a loss of 1 and other weights; interrupted in the step `until`."""
+    with run:
+        for step in run:
+            if step == until:
+                raise KeyboardInterrupt
+            run.parts["net"].weight.data.add_(1)
+            run.log(loss=1.0)
+    return run
+
+
+def _stopped(folder, at, settings=None, **changes):
+    """A run whose checkpoint stands at this step."""
+    run = _run(folder, settings, save_every=1, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        _train(run, until=at)
+    return run
+
+
+def _rewrite(path, change):
+    """Change what a checkpoint holds, under a SHA-256 that is right."""
+    state = files.load_tensors(path.read_bytes().partition(b"\n")[2], path.name)
+    change(state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(hashlib.sha256(buffer.getvalue()).hexdigest().encode() + b"\n" + buffer.getvalue())
+
+
+# --- the steps --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_seeds_sets_the_rate_logs_saves_and_shows(tmp_path):
+    shown, seen = [], []
+    with _run(tmp_path, save_every=2, show=lambda step, history: shown.append((step, list(history)))) as run:
+        for step in run:
+            seen.append((float(torch.rand(1)), run.parts["optimizer"].param_groups[0]["lr"]))
+            run.log(loss=torch.tensor(float(step)))
+            if step == 3:
+                run.log(other=7)
+    assert [rate for _, rate in seen] == [0.5 * training.lr_factor(i, 5, warmup=1, decay=0.5) for i in range(5)]
+    for step, (number, _) in enumerate(seen):
+        batches.seed_step(1, step)
+        assert number == float(torch.rand(1))
+    both = ["loss", "other"]
+    assert shown == [(0, []), (1, ["loss"]), (2, ["loss"]), (3, ["loss"]), (4, both), (5, both)]
+    assert run.finished
+    assert run.history["loss"].tolist() == [0, 1, 2, 3, 4]
+    assert run.history["other"].isnan().tolist() == [True, True, True, False, True]
+    assert (run.history["seconds"] > 0).all()
+    with _run(tmp_path) as again:
+        assert again.finished
+        assert list(again) == []
+        assert same(again.history["loss"], run.history["loss"])
+        assert again.made == run.made
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
+    def train():
+        with _run(tmp_path, save_every=2) as run:
+            for step in run:
+                run.log(loss=torch.tensor(float("nan") if step == 2 else 1.0))  # not the last before a save
+
+    with pytest.raises(TrainingError, match=r"not finite near step 4.*lower LR"):
+        train()
+    with _run(tmp_path) as again:
+        assert again.done == 2
+
+
+def test_a_run_that_was_not_begun_or_notes_no_loss_stops_at_once(tmp_path):
+    with pytest.raises(TrainingError, match="begin a run by `with Run"):
+        next(iter(_run(tmp_path)))
+    seen = []
+    with pytest.raises(TrainingError, match="note each step's loss"), _run(tmp_path) as run:
+        seen.extend(run)
+    assert seen == [0]
+
+
+def test_what_trained_a_run_is_noted_with_it_and_kept_by_a_finished_one(tmp_path):
+    for precision in ("bfloat16", "float32"):
+        run = _train(_run(tmp_path, about={"precision": precision}))
+        assert run.made["precision"] == "bfloat16"
+
+
+def test_an_interrupt_says_where_the_run_stands(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        _train(_run(tmp_path), until=0)
+    assert "Nothing of it was saved yet" in capsys.readouterr().out
+    run = _stopped(tmp_path, 4)
+    said = capsys.readouterr().out
+    assert "up to step 4:" in said
+    assert run.path.name in said
+    with _run(tmp_path) as again:  # the lock is free
+        assert again.done == 4
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory."),
+              RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+              RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, other allocations: 1 GB).")]
+)  # fmt: skip
+def test_out_of_memory_becomes_advice(tmp_path, error):
+    with pytest.raises(TrainingError, match="batch 512.*set BATCH to 256"), _run(tmp_path, {"batch": 512}):
+        raise error
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_notebooks_loops_interrupted_end_as_if_never_stopped_bit_for_bit(tmp_path, monkeypatch, number, capsys):
+    ends, batch = [], batches.batch
+    for folder, stops in (("whole", [None]), ("in pieces, Läufe", [3, 4, None])):
+        for stop in stops:
+
+            def interrupted(*inputs, stop=stop):
+                if inputs[-1] == stop:
+                    raise KeyboardInterrupt
+                return batch(*inputs)
+
+            monkeypatch.setattr(batches, "batch", interrupted)
+            train, _ = pages.training_loop(number, tmp_path / folder, STEPS=7, BATCH=4, SAVE_EVERY=2)
+            if stop is None:
+                ends.append(train())
+                continue
+            with pytest.raises(KeyboardInterrupt):
+                train()
+            assert f"up to step {stop // 2 * 2}:" in capsys.readouterr().out
+    (net, history, certificate), (net_again, history_again, certificate_again) = ends
+    assert same(net.state_dict(), net_again.state_dict())
+    assert same(history["loss"], history_again["loss"])
+    assert certificate["steps"] == certificate_again["steps"] == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks children to kill them")
+def test_killed_twenty_times_it_ends_as_if_left_alone(tmp_path):
+    command, root = [sys.executable, "-m", "tests.killed_run", tmp_path, "20"], Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(re.search(r"(\d+) of them", done.stdout)[1]) > 0  # some kills did hit a save
+    whole, killed = (next((tmp_path / name).glob("*.ckpt")) for name in ("whole", "killed"))
+    contents = [files.load_tensors(path.read_bytes().partition(b"\n")[2], path.name) for path in (whole, killed)]
+    for state in contents:
+        del state["history"]["seconds"]
+    assert same(*contents)
+    assert not list((tmp_path / "killed").glob("*.part"))
+
+
+# --- the file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "empty"])
+def test_a_damaged_checkpoint_is_refused_left_alone_and_the_run_unlocked(tmp_path, damage):
+    path = _stopped(tmp_path, 3).path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    bad = {"bit": bytes(content), "truncated": bytes(content[:-100]), "empty": b""}[damage]
+    path.write_bytes(bad)
+    for _ in range(2):
+        run = _run(tmp_path)
+        before = _states(run)
+        with pytest.raises(files.DataError, match="damaged.*delete it"), run:
+            pass
+        assert path.read_bytes() == bad
+        assert same(_states(run), before)
+
+
+def test_a_checkpoint_that_would_run_code_is_not_opened():
+    class Evil:
+        def __reduce__(self):
+            return (pytest.fail, ("code was run",))
+
+    with pytest.raises(files.DataError, match="not a file of plain tensors"):
+        files.load_tensors(pickle.dumps(Evil(), protocol=2), "evil.ckpt")
+
+
+def test_other_settings_are_another_file(tmp_path):
+    first = _stopped(tmp_path, 3)
+    other = _run(tmp_path, {"a": 2})
+    with other:
+        assert other.done == 0
+    first.path.rename(other.path)
+    with pytest.raises(TrainingError, match="other settings"), _run(tmp_path, {"a": 2}):
+        pass
+
+
+def test_a_run_goes_on_with_a_gradscaler_that_it_did_not_begin_with(tmp_path):
+    """In bfloat16 at first, then on a card that has float16 only; and the other way round."""
+    for first, then in ((False, True), (True, False)):
+        scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, enabled=enabled) for enabled in (first, then)]
+        for scaler in scalers:
+            scaler.scale(torch.ones(1))
+        saved = _stopped(tmp_path / str(first), 3, scaler=scalers[0])
+        with _run(tmp_path / str(first), scaler=scalers[1]) as resumed:
+            assert resumed.done == 3
+            assert same(resumed.parts["net"].state_dict(), saved.parts["net"].state_dict())
+            assert scalers[1].is_enabled() is then
+
+
+def test_a_checkpoint_of_another_shape_is_refused_and_changes_nothing(tmp_path):
+    def run(width, steps_used):
+        torch.manual_seed(width)
+        net, limits = nn.Linear(2, width), budget.Budget(parameters=99, steps=9)
+        limits.steps_used = steps_used
+        return Run(tmp_path, "run", RECIPE, limits=limits, optimizer=muon.Muon(net, 0.1), net=net)
+
+    _train(run(3, 5))
+    resumed = run(4, 0)
+    before = _states(resumed)
+    with pytest.raises(TrainingError, match="of another shape or an older version: move it away"), resumed:
+        pass
+    assert same(_states(resumed), before)  # the budget, too, which had been loaded before the net was refused
+
+
+@pytest.mark.parametrize("lost", ["step", "history", "settings", "code", "made", "parts"])
+def test_a_checkpoint_of_an_older_version_is_said_and_changes_nothing(tmp_path, lost):
+    path = _stopped(tmp_path, 3).path
+    _rewrite(path, lambda state: state.pop(lost))
+    run = _run(tmp_path)
+    before = _states(run)
+    with pytest.raises(TrainingError, match=r"run-.*\.ckpt is of an older version: move it away"), run:
+        pass
+    assert same(_states(run), before)
+    _rewrite(path, lambda state: state.update(history=torch.zeros(2, 3)))
+    with pytest.raises(TrainingError, match="an older version: move it away"), run:
+        pass
+
+
+@pytest.mark.parametrize("lr", [np.sqrt(1e-5), np.linspace(0, 1, 4)[1], np.float32(0.25)])
+def test_numpys_numbers_are_read_again_bit_for_bit(tmp_path, lr):
+    def train(folder, stops):
+        for stop in stops:
+            torch.manual_seed(0)
+            net = nn.Linear(3, 2)
+            optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=np.float64(0.1))
+            run = Run(folder, "run", RECIPE | {"lr": lr}, save_every=1, net=net, optimizer=optimizer)
+            with run:
+                for step in run:
+                    optimizer.zero_grad()
+                    loss = net(torch.randn(2, 3)).square().sum()
+                    loss.backward()
+                    optimizer.step()
+                    run.log(loss=loss.detach())
+                    if step == stop:
+                        break
+        return run
+
+    whole, parts = train(tmp_path / "a", [None]), train(tmp_path / "b", [2, None])
+    assert same(whole.parts["net"].state_dict(), parts.parts["net"].state_dict())
+    assert _run(tmp_path, {"lr": float(lr)}).path.name == whole.path.name  # an equal number is the same setting
+
+
+def test_a_resumed_run_says_when_it_was_made_how_to_train_anew_and_that_the_code_has_changed(
+    tmp_path, monkeypatch, capsys
+):
+    _stopped(tmp_path, 3)
+    capsys.readouterr()
+    with _run(tmp_path):
+        said = capsys.readouterr().out
+    pattern = r"run-\w+\.ckpt \(\d{4}-\d\d-\d\d, .* cpu, .*\) goes on after step 3\. To train anew, delete it\."
+    assert re.search(pattern, said)
+    _train(_run(tmp_path))
+    capsys.readouterr()
+    monkeypatch.setattr(runs, "_code", lambda: "other")
+    with _run(tmp_path):
+        pattern = r"is finished; the code in helpers/ has changed since\. To train anew, delete it\."
+        assert re.search(pattern, capsys.readouterr().out)
+
+
+def test_a_failed_save_keeps_the_previous_one(tmp_path, monkeypatch):
+    path = _stopped(tmp_path, 3).path
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(files.DataError, match=r"No space left.*free some space"):
+            _train(_run(tmp_path, save_every=1))
+    with _run(tmp_path) as run:
+        assert run.done == 3
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == [path.name]
+
+
+def test_a_folder_one_may_not_write_to_is_named_before_training_begins(tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("a file is in the way")
+    with pytest.raises(TrainingError, match="cannot write to .*runs.*set RUNS"), _run(tmp_path / "runs"):
+        pass
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", read_only)  # os.mkdir would not do: Python 3.10 has taken it beforehand
+    with pytest.raises(TrainingError, match="Read-only file system"), _run(tmp_path / "drive"):
+        pass
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_cannot_train_into_one_file(tmp_path):
+    first, later = _run(tmp_path), _run(tmp_path)
+    with first:
+        with pytest.raises(TrainingError, match="being trained by another notebook"), later:
+            pass
+        with _run(tmp_path, {"a": 2}):
+            pass  # another run in the same folder is welcome
+    with later:  # free again, though `first` still lives
+        assert later.lock.is_locked
+        assert not first.lock.is_locked
+
+
+@pytest.mark.skipif(runs.fcntl is None, reason="every file system has locks here")
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch, reason):
+    def flock(*_):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(runs.fcntl, "flock", flock)
+    run = _run(tmp_path)
+    run.path.with_name(f".{run.path.stem}.lock").write_text("12345\nanother-host\n")  # left behind by a killed job
+    with run, _run(tmp_path):
+        pass
