@@ -78,10 +78,11 @@ class DigitSumClassifier(nn.Module):
 def label_log_probabilities(digits: Tensor) -> Tensor:
     """Digits' log-probabilities (B, 3, 10) -> AddNIST labels' (B, 20), float32.
 
-    The label is the sum - 1, and sums 1…20 occur. AddNIST holds as many images of each label as of
-    any other, so a sum is no more frequent for having many ways to come about: what counts is the
-    mean over its ways, not their total. (Bayes' rule, with 1 / (20 · ways) for each triple's
-    frequency, the digits' probabilities taken as if all ten were equally frequent.)
+    The label is the sum - 1, and sums 1…20 occur. AddNIST holds as many images of each label as
+    of any other, so a sum is no more frequent for having many ways to come about: what counts
+    is the mean over its ways, not their total. (Bayes' rule, with 1 / (20 · ways) for each
+    triple's frequency, the digits' probabilities taken as if all ten were equally frequent.)
+    Raises ValueError.
     """
     if digits.shape[1:] != (3, 10):
         raise ValueError(f"expected digits (B, 3, 10), got {tuple(digits.shape)}")
@@ -97,8 +98,8 @@ def log_sum_distribution(digits: Tensor) -> Tensor:
     """
     total, *rest = digits.float().unbind(1)
     for digit in rest:
-        # Ten copies of the sum so far, one for each value of the digit: shifted by it, and times
-        # its probability.
+        # Ten copies of the sum so far, one for each value of the digit: shifted by the value,
+        # times its probability.
         values = enumerate((total[:, None] + digit[:, :, None]).unbind(1))  # (B, 9k + 1) each
         copies = [F.pad(copy, (i, 9 - i), value=-torch.inf) for i, copy in values]
         total = torch.stack(copies).logsumexp(dim=0)
