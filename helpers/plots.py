@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import PIL.Image
 import torch
-from IPython.display import Image, Markdown
+from IPython.display import Code, Image, Markdown
 from matplotlib import colormaps, style
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -81,10 +81,17 @@ def mean_std(values: Tensor, form: str) -> str:
     return pm((values.mean(), values.std() if len(values) > 1 else torch.nan), form)
 
 
-def listing(*sources: Callable) -> Markdown:
+class Listing(Code):
+    """IPython's Code, in letters of one width on static pages, too."""
+
+    def _repr_html_(self) -> str:
+        one_width = "<style>.listing pre { font-family: monospace; }</style>"
+        return f"{one_width}<div class=listing>{super()._repr_html_()}</div>"
+
+
+def listing(*sources: Callable) -> Listing:
     """The code of functions and classes, from the one place where it stands."""
-    code = "\n\n".join(map(inspect.getsource, sources))
-    return Markdown(f"```python\n{code}```")
+    return Listing("\n\n".join(map(inspect.getsource, sources)), language="python")
 
 
 # --- images -----------------------------------------------------------------------------------------------------
