@@ -26,8 +26,10 @@ def _epoch_order(count: int, seed: int, epoch: int, device: torch.device) -> Ten
 def batch(images: Tensor, labels: Tensor, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The batch of a step: a function of (seed, step) alone, so a resumed run sees what it would have seen.
 
-    images (N, …), labels (N,), on any device; batch_size in 1…N. Each epoch visits every example at most once, in a
-    new order; the last N mod batch_size of an order are left out. Returns (batch_size, …) and (batch_size,).
+    images: (N, …); labels: (N,), on one device.
+    batch_size: in 1…N; the last N mod batch_size of an epoch's order are left out.
+    seed, step: step from 0; each epoch has an order of its own, and visits every example at most once.
+    Returns (batch_size, …) and (batch_size,). Raises ValueError.
     """
     count = len(images)
     if len(labels) != count or step < 0:

@@ -24,7 +24,6 @@ class Budget:
     >>> budget.step(optimizer, scaler)  # steps, or raises BudgetError if it would be one too many
 
     A step that a `GradScaler` skips (infinite gradients) changes no weight and is not counted.
-    `state_dict` and `load_state_dict` carry the count through a resume.
     """
 
     def __init__(self, *, parameters: int, steps: int):

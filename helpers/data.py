@@ -41,9 +41,6 @@ def _check(split: str, source: str, splits: tuple[str, ...] = ("train", "test"))
         raise ValueError(f"source must be 'official', 'rebuilt' or 'demo', got {source!r}")
 
 
-# --- AddNIST ----------------------------------------------------------------------------------------------------
-
-
 def addnist(root: str | Path, split: str, source: str = "official") -> tuple[Tensor, Tensor]:
     """AddNIST (Geada et al. 2024): three digits, one per colour channel; label = their sum - 1.
 
@@ -169,9 +166,6 @@ def _draw(rng: np.random.Generator, digits: Tensor, members: list[np.ndarray], s
         chosen.append(rows[rng.integers(len(rows), size=keep)])  # with replacement: some examples come twice
     order = rng.permutation(len(members) * keep)
     return np.concatenate(chosen)[order], np.arange(len(members), dtype=np.int64).repeat(keep)[order]
-
-
-# --- CIFAR-100 --------------------------------------------------------------------------------------------------
 
 
 def cifar100(root: str | Path, split: str, source: str = "official") -> tuple[Tensor, Tensor]:

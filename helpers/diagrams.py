@@ -138,7 +138,7 @@ def _count(*modules: nn.Module) -> int:
 
 
 def _boxes_of_the_u(net: nn.Module) -> tuple[list[tuple[int, str, int]], list[tuple[int, int, int, int]]]:
-    """(level, text, parameters) of each box, from the stem to the head; and of each level, first down, then up:
+    """The boxes, (level, text, parameters); and the way through each level, down and then up again:
     (level, its first box, the first and the last that its loops run through)."""
     last = len(net.down) - 1
     boxes, spans = [(0, "stem", _count(net.stem))], []
@@ -218,8 +218,9 @@ def from_noise_to_image(
 ) -> Figure:
     """K samples, two rows each: what a step begins with, at unit variance; the clean image that it is taken for.
 
-    start (K, 3, H, W): the noise at sigmas[0]; way: what a solver yields, (x, estimate) of each step; names: K;
-    stages: columns at most.
+    start: the noise at sigmas[0], float (K, 3, H, W).
+    way: what a solver yields, (x, estimate) of each step along sigmas, float (steps + 1,).
+    names: K; stages: columns at most.
     """
     states, estimates = zip(*way, strict=True)
     before = [start, *states]

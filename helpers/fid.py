@@ -1,8 +1,7 @@
 """Fréchet Inception distance (Heusel et al. 2017), the way clean-fid measures it (Parmar et al. 2022); other judges.
 
-The resizing and the network are clean-fid's, the resizing as one matrix, which is faster; features are computed in
-this process, without folders of PNGs; the distance is computed in float64 with eigh, which needs no
-`scipy.linalg.sqrtm` and is never complex.
+Resizing and network are clean-fid's; features are computed in this process, without folders of PNGs, and the distance
+in float64 with eigh, which needs no `scipy.linalg.sqrtm` and is never complex.
 """
 
 import os
@@ -69,8 +68,9 @@ def features(
     """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
 
     network: float (B, 3, 299, 299) in 0…255 -> (B, D), such as `load_network(root)`; without one, that of the root
-    which the environment variable DATA_ROOT names, else of "data". Raises ValueError for another shape, TypeError for
-    images that are not a uint8 tensor: floats in 0…1 would silently score nonsense.
+        which the environment variable DATA_ROOT names, else of "data".
+    device: where to compute; batch_size: images at a time; progress: called with (images done, images in all).
+    Raises ValueError for another shape, TypeError for other than uint8: floats in 0…1 would silently score nonsense.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"expected a tensor, got {type(images).__name__}: pass images through torch.as_tensor")
@@ -108,9 +108,6 @@ def extractor(
     return lambda images: features(images, network, device=device, progress=progress)
 
 
-# --- distances --------------------------------------------------------------------------------------------------
-
-
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Fréchet distance between two sets of features (N, D) and (M, D), each taken as a Gaussian; at least 2 rows each.
 
@@ -129,8 +126,7 @@ def mean_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Distance between the means of two sets of features (N, D) and (M, D), less what chance adds.
 
     The squared distance of two sample means is too large by the variance of either mean, on average; that is taken off
-    (0 where nothing is left). Needs fewer images than `frechet_distance`, whose first term it is. Raises ValueError as
-    there.
+    (0 where nothing is left). Needs fewer images than `frechet_distance`, whose first term it is, and raises the same.
     """
     a, b = _checked(features_a, features_b)
     chance = a.var(0).sum() / len(a) + b.var(0).sum() / len(b)

@@ -64,10 +64,7 @@ def switch(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
 
 
 def choose_pairs(classes: list[str], wanted: list[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:
-    """`count` pairs of classes: the wanted ones whose classes are there, then random ones of classes not yet used.
-
-    Raises ValueError where there are too few classes.
-    """
+    """`count` pairs of classes: the wanted ones that are there, then random ones of classes not used yet."""
     known = [pair for pair in dict.fromkeys(wanted) if set(pair) <= set(classes)][:count]
     taken = {name for pair in known for name in pair}
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()

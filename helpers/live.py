@@ -12,8 +12,7 @@ from helpers.plots import training_curves
 class Curves:
     """The training curves, redrawn in place while a loop runs, at most every `seconds`; in the end, one line of text.
 
-    >>> show = Curves(steps=STEPS)
-    >>> show(step, {"loss": losses})  # first where the run begins or goes on, then after every step
+    Called with (steps done, curves by name), first where the run begins or goes on, then after every step.
     """
 
     def __init__(self, steps: int, name: str = "", seconds: float = 15.0):

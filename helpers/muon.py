@@ -1,5 +1,7 @@
 """Muon, the optimiser of the U-Net: orthogonal steps for matrices, Adam for the rest."""
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -43,9 +45,15 @@ class Muon(torch.optim.Optimizer):
             return
         torch._foreach_lerp_(averages, gradients, 0.05)  # momentum 0.95
         ahead = torch._foreach_lerp(gradients, averages, 0.95)  # Nesterov's look ahead
+        alike = defaultdict(list)  # by shape: together they are faster on a CPU, whose idle threads sleep
         for weight, gradient in zip(weights, ahead, strict=True):
-            update = orthogonalise(gradient.flatten(1))
-            weight -= group["lr"] * 0.2 * max(update.shape) ** 0.5 * update.reshape(weight.shape)
+            matrix = gradient.flatten(1)
+            alike[matrix.shape].append((weight, matrix))
+        for shape, pairs in alike.items():
+            updates = orthogonalise(torch.stack([matrix for _, matrix in pairs]))
+            updates = updates * (group["lr"] * 0.2 * max(shape) ** 0.5)
+            for (weight, _), update in zip(pairs, updates, strict=True):
+                weight -= update.reshape(weight.shape)
 
     def _adam_step(self, group: dict) -> None:
         weights, gradients, (averages, squares) = self._with_state(group, "average", "square")
@@ -70,16 +78,17 @@ class Muon(torch.optim.Optimizer):
         return weights, [w.grad for w in weights], [[self.state[w][name] for w in weights] for name in names]
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """A matrix (R, C) with its singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Matrices (N, R, C) with their singular values moved near 1 (about 0.7…1.2), by five Newton-Schulz iterations.
 
     In half precision on a GPU, which is precise enough here. Source: the quintic polynomial of Jordan et al. 2024.
     """
-    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if x.is_cuda:
         x = x.to(torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16)
     for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x if matrix.shape[0] <= matrix.shape[1] else x.T).float()
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if tall else x).float()

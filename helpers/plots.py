@@ -15,19 +15,10 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
-LOOK = {
-    "figure.dpi": 110,
-    "figure.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "font.size": 9,
-    "legend.frameon": False,
-}
+TEXT = {"figure.dpi": 110, "font.size": 9, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False}
 # A decorator: what it decorates sees matplotlib's defaults with our changes, whatever the user has set, and leaves the
 # user's settings as they were. Every function that makes a figure wears it.
-in_our_look = style.context(["default", LOOK])
+in_our_look = style.context(["default", TEXT, {"axes.spines.top": False, "axes.spines.right": False}])
 
 
 class Picture(Figure):
@@ -218,9 +209,6 @@ def _set_height(axis, values: Tensor) -> None:
         axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
 
 
-# --- figures of results -----------------------------------------------------------------------------------------
-
-
 @in_our_look
 def bars(values: dict[str, float | tuple[float, float]], *, title: str, ours: set[str] | None = None) -> Figure:
     """A horizontal bar a value, or (value, ± whisker), its figure beside it; grey where it is not among `ours`."""
@@ -239,7 +227,7 @@ def bars(values: dict[str, float | tuple[float, float]], *, title: str, ours: se
 
 @in_our_look
 def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: str, log_x: bool = False) -> Figure:
-    """One line a curve: name -> (x values, y values), both (N,)."""
+    """Curves, name -> (x values, y values), both (N,); x and y: the axes' labels; log_x: a logarithmic x axis."""
     figure, axes = empty(size=(6, 2.8))
     axis = axes[0][0]
     for (name, points), colour in zip(curves.items(), colours(len(curves)), strict=True):

@@ -91,7 +91,7 @@ class Run:
         if isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in no_memory):
             batch = self.settings.get("batch", 2)
             advice = f"set BATCH to {batch // 2} or less, which begins anew, or close what else uses the memory."
-            raise TrainingError(f"out of memory at batch {batch}{_gpu_memory()}: {advice}") from error
+            raise TrainingError(f"out of memory at batch {batch}: {advice}") from error
 
     @property
     def finished(self) -> bool:
@@ -219,13 +219,6 @@ def _has_locks(folder: Path) -> bool:
         except OSError:  # ENOLCK, EOPNOTSUPP, ENOSYS
             return False
     return True
-
-
-def _gpu_memory() -> str:
-    if not torch.cuda.is_available():
-        return ""
-    free, total = torch.cuda.mem_get_info()
-    return f" ({free / 2**30:.1f} of the GPU's {total / 2**30:.1f} GiB are free)"
 
 
 def _code() -> str:

@@ -11,8 +11,6 @@ import torch
 
 from helpers.files import plain
 
-# --- rules ------------------------------------------------------------------------------------------------------
-
 Rule = Callable[[str, object], None]  # (name, value): ValueError "NAME must be …", where the value will not do
 
 
@@ -121,14 +119,11 @@ RULES = {
     "MIDDLES": whole(2, 5_000),
 }
 
-# --- reading them -----------------------------------------------------------------------------------------------
-
 
 def read(values: dict, **rules: Rule) -> None:
-    """Take a notebook's settings as they stand in `values`, such as its `globals()`, and make them ready for use.
+    """Make a notebook's settings, in `values` such as its `globals()`, ready for use; rules: as in `check`.
 
-    DATA, DATA_ROOT and TRAIN are overwritten by environment variables of these names, where set; all are checked; a
-    leading ~ becomes the home folder. rules: as in `check`.
+    Environment variables named DATA, DATA_ROOT and TRAIN win, all are checked, a leading ~ becomes the home folder.
     """
     for name in values.keys() & {"DATA", "DATA_ROOT", "TRAIN"}:
         values[name] = os.environ.get(name) or values[name]
@@ -138,10 +133,9 @@ def read(values: dict, **rules: Rule) -> None:
 
 
 def check(values: dict, **rules: Rule) -> None:
-    """Refuse settings that cannot be obeyed, in one sentence, before anything is spent on them: ValueError.
+    """Refuse settings (name -> value) that cannot be obeyed, before anything is spent on them: ValueError.
 
-    values: name -> value; what stands in `RULES` is checked, and numbers of numpy's become Python's. rules: others for
-    these names, where one setting limits another.
+    Numbers of numpy's become Python's. rules: others than those of `RULES`, where one setting limits another.
     """
     for name, rule in (RULES | rules).items():
         if name in values:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# --- device and precision ---------------------------------------------------------------------------------------
-
 
 def pick_device() -> torch.device:
     """CUDA where there is a card, Apple's MPS next, else the CPU."""
@@ -39,9 +37,6 @@ def allow_tf32(allowed: bool) -> None:
     """Whether an NVIDIA GPU may round factors of float32 products to TF32's 10 bits of mantissa, which is faster."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
-
-
-# --- schedule and averaging -------------------------------------------------------------------------------------
 
 
 def lr_factor(step: int, steps: int, *, warmup: int = 0, decay: float = 1.0) -> float:

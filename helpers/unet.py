@@ -19,7 +19,6 @@ class GroupNorm(nn.GroupNorm):
     """torch.nn.GroupNorm. Compiled for a GPU, it sums over each channel first, as channels-last memory lies."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> (B, C, H, W), each group of channels with mean 0 and variance 1, then scaled and shifted"""
         if not (torch.compiler.is_compiling() and x.is_cuda):
             return super().forward(x)
         b, c, groups = *x.shape[:2], self.num_groups

@@ -30,10 +30,10 @@ def _guidance_slider(value: float) -> w.FloatSlider:
 
 
 class _Explorer(w.VBox):
-    """Controls, a line of text, and a picture that follows the controls.
+    """Controls, a line of text, said(**values), and a picture, draw(**values) -> PNG, kept once it is drawn.
 
-    rows: what to show above the line; controls: name -> control; draw(**values) -> a PNG, kept once it is drawn;
-    said(**values) -> the line of text. An error is said there, and the next change of a control tries again.
+    rows: what to show above the line; controls: name -> control. An error is said in the line; the next change of a
+    control tries again.
     """
 
     def __init__(self, rows: list, controls: dict, draw: Callable, said: Callable, width: int):
@@ -105,11 +105,7 @@ def walk_explorer(
         "position": w.SelectionSlider(options=places, value=0.0, description="position"),
     }
     play = w.Play(min=0, max=frames - 1, interval=700, description="play")
-
-    def move(change) -> None:
-        controls["position"].index = change["new"]
-
-    play.observe(move, names="value")
+    w.link((play, "value"), (controls["position"], "index"))
     a, seed_a, b, seed_b, scale, position = controls.values()
     rows = [w.HBox([a, seed_a]), w.HBox([b, seed_b]), scale, w.HBox([position, play])]
     return _Explorer(rows, controls, draw, said, width=260)

@@ -55,9 +55,8 @@ def test_muon_equals_adam_and_torchs_own_muon_on_their_shares():
 
 def test_orthogonalise_brings_the_singular_values_near_one():
     torch.manual_seed(0)
-    matrices = [torch.randn(shape) for shape in ((12, 30), (30, 12), (12, 20), (9, 40))]
-    for matrix in matrices:
-        found = muon.orthogonalise(matrix)
+    two = [torch.randn(2, *shape) for shape in ((12, 30), (30, 12), (12, 20), (9, 40))]
+    for matrix, found in ((pair[i], muon.orthogonalise(pair)[i]) for pair in two for i in (0, 1)):
         assert found.shape == matrix.shape
         values = torch.linalg.svdvals(found)
         assert values.min() > 0.6
