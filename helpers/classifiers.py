@@ -60,8 +60,8 @@ class DigitSumClassifier(nn.Module):
 
         a, b, c, d, e = widths
         self.reader = nn.Sequential(
-            *layer(1, a), *layer(a, b, stride=2),                       # (B, b, 12, 12)
-            *layer(b, c), *layer(c, d), *layer(d, e), nn.AvgPool2d(2),  # (B, e, 3, 3)
+            *layer(1, a), *layer(a, b, stride=2),                       # (3B, b, 12, 12)
+            *layer(b, c), *layer(c, d), *layer(d, e), nn.AvgPool2d(2),  # (3B, e, 3, 3)
             nn.Flatten(), nn.Linear(9 * e, 10),
         )  # fmt: skip
 

@@ -219,8 +219,10 @@ def from_noise_to_image(
     """K samples, two rows each: what a step begins with, at unit variance; the clean image that it is taken for.
 
     start: the noise at sigmas[0], float (K, 3, H, W).
-    way: what a solver yields, (x, estimate) of each step along sigmas, float (steps + 1,).
-    names: K; stages: columns at most.
+    way: what a solver yields, (x, estimate) of each step.
+    sigmas: the noise levels, float (steps + 1,).
+    names: K.
+    stages: columns at most, from 1.
     """
     states, estimates = zip(*way, strict=True)
     before = [start, *states]

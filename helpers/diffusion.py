@@ -53,9 +53,6 @@ def karras_sigmas(steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 
     return torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
 
 
-# --- the denoiser and its loss ----------------------------------------------------------------------------------
-
-
 class Denoiser(nn.Module):
     """D(x, σ, labels): the network's estimate of the clean image, whatever it predicts inside.
 
@@ -106,7 +103,9 @@ def loss(
 ) -> Tensor:
     """Training loss of each image, float (B,); average it to train.
 
-    images: uint8 (B, 3, H, W); labels: int64 (B,) in 0…classes.
+    denoiser: the one to train.
+    images: uint8 (B, 3, H, W).
+    labels: int64 (B,) in 0…classes.
     sigma: noise levels, float (B,), such as `denoiser.training_sigmas(B)`.
     label_dropout: the share of labels, 0…1, replaced by the null label, which guidance needs
         (Ho and Salimans 2022). Random numbers come from torch's global generator.
@@ -156,14 +155,15 @@ def guided(denoiser: Callable, labels: Tensor, guidance: float = 1.0, interval: 
 
 
 def ddim_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None, *, eta: float = 0.0) -> Steps:
-    """DDIM at eta = 0; at eta = 1 DDPM's ancestral sampler, with new noise after each step (`ddpm_steps`).
+    """DDIM at eta = 0; at eta = 1 DDPM's ancestral sampler, with new noise after each step but the last (`ddpm_steps`).
 
-    Sources: Ho et al. 2020, equation 7; Song et al. 2021, equation 12. Raises ValueError where `noise` is missing.
+    eta: from 0 to 1; the rest as of any solver, see `Denoise`. Estimates are clipped to [-1, 1], as in Ho et al.'s
+    code. Sources: Ho et al. 2020, equation 7; Song et al. 2021, equation 12. ValueError where `noise` is missing.
     """
     if eta > 0 and noise is None:
         raise ValueError(f"with eta = {eta} each step adds noise: pass noise, a function that returns some like x")
     for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        estimate = denoise(x, sigma).clamp(-1, 1)  # clipped, and the variance "fixed small", as in Ho et al.'s code
+        estimate = denoise(x, sigma).clamp(-1, 1)
         sigma_up = eta * sigma_next * math.sqrt(max(0.0, 1 - (sigma_next / sigma) ** 2))
         sigma_down = math.sqrt(max(0.0, sigma_next**2 - sigma_up**2))
         x = estimate + (sigma_down / sigma) * (x - estimate)
@@ -208,12 +208,9 @@ def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise =
         yield x, estimate
 
 
-# --- sampling ---------------------------------------------------------------------------------------------------
-
-
 def starting_noise(count: int, seed: int, size: int = 32) -> Tensor:
-    """Standard normal noise float32 (count, 3, size, size) on the CPU; row i depends on (seed, i) only."""
-    return _randn([generator(2 * seed, i) for i in range(count)], size)
+    """Standard normal noise float32 (count, 3, size, size) on the CPU; row i depends on (seed, i, size) only."""
+    return _randn([generator(2 * seed, i) for i in range(count)], (3, size, size))
 
 
 def checked_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:
@@ -235,8 +232,8 @@ def checked_sigmas(sigmas: Tensor | None) -> Tensor:
     return sigmas
 
 
-def _randn(generators: list[torch.Generator], size: int) -> Tensor:
-    return torch.stack([torch.randn(3, size, size, generator=g) for g in generators])
+def _randn(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
 
 @torch.no_grad()
@@ -253,14 +250,17 @@ def sample(
     batch_size: int = 250,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Draw one image per label -> uint8 (B, 3, 32, 32) on the CPU.
+    """Draw one image per label -> uint8 (B, 3, H, W) on the CPU, 32 × 32 unless `noise` is of another size.
 
+    denoiser: a trained one.
     labels: int64 (B,) in 0…classes, or class embeddings float (B, E).
     seed: of the starting noise, and of the noise that `ddpm_steps` adds.
     noise: float (B, 3, H, W), N(0, I), in place of the starting noise drawn from `seed`.
     sigmas: noise levels, float (steps + 1,), decreasing to 0; `karras_sigmas()` where there are none.
     solver: `dpm_solver_steps`, `heun_steps`, `ddim_steps` (all deterministic) or `ddpm_steps`.
-    guidance, interval: see `guided`. batch_size: image i is the same whatever it is, up to rounding.
+    guidance: the scale, from 0; 1 for none.
+    interval: the lowest and the highest noise level at which guidance acts; see `guided`.
+    batch_size: images at a time, from 1; image i is the same whatever it is, up to rounding.
     progress: called with (images done, images in all) after every batch.
     Raises ValueError on labels, noise or noise levels of another kind.
     """
@@ -275,7 +275,7 @@ def sample(
         x = noise[rows].to(device) * float(sigmas[0])
         streams = [generator(2 * seed + 1, i) for i in range(start, start + len(x))]  # its own for each image
         denoise = guided(denoiser, labels[rows].to(device), guidance, interval)
-        steps = solver(denoise, x, sigmas, lambda own=streams: _randn(own, noise.shape[3]).to(device))
+        steps = solver(denoise, x, sigmas, lambda own=streams: _randn(own, noise.shape[1:]).to(device))
         images.append(to_uint8(deque(steps, maxlen=1).pop()[0]).cpu())
         if progress:
             progress(start + len(x), len(labels))
@@ -283,7 +283,7 @@ def sample(
 
 
 def evaluations(*, sigmas: Tensor, solver: Callable[..., Steps] = dpm_solver_steps, **guiding) -> int:
-    """The number of function evaluations an image takes: how often `sample`, with these options, calls the network."""
+    """The number of function evaluations an image takes: calls of the network by `sample` with these options of its."""
     called_at = []
 
     def network(x: Tensor, sigma: float, labels: Tensor) -> Tensor:

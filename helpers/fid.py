@@ -69,7 +69,9 @@ def features(
 
     network: float (B, 3, 299, 299) in 0…255 -> (B, D), such as `load_network(root)`; without one, that of the root
         which the environment variable DATA_ROOT names, else of "data".
-    device: where to compute; batch_size: images at a time; progress: called with (images done, images in all).
+    device: where to compute.
+    batch_size: images at a time, from 1.
+    progress: called with (images done, images in all) after each batch.
     Raises ValueError for another shape, TypeError for other than uint8: floats in 0…1 would silently score nonsense.
     """
     if not isinstance(images, Tensor):
@@ -126,7 +128,7 @@ def mean_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Distance between the means of two sets of features (N, D) and (M, D), less what chance adds.
 
     The squared distance of two sample means is too large by the variance of either mean, on average; that is taken off
-    (0 where nothing is left). Needs fewer images than `frechet_distance`, whose first term it is, and raises the same.
+    (0 where nothing is left). Needs fewer images than `frechet_distance`, and raises the same.
     """
     a, b = _checked(features_a, features_b)
     chance = a.var(0).sum() / len(a) + b.var(0).sum() / len(b)
@@ -170,7 +172,7 @@ def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tupl
 
 def judge(samples: Tensor, real: Tensor) -> dict[str, float]:
     """All that features of samples (N, D) and of real images (M, D) say: FID, KID · 10³, precision and recall."""
-    samples, real = _checked(samples, real)  # once for the three below
+    samples, real = _checked(samples, real)  # converted once for the three below
     precision, recall = precision_recall(samples, real)
     return {
         "fid": round(frechet_distance(samples, real), 2),

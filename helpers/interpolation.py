@@ -93,11 +93,14 @@ def between(
     The noise moves along `way`, the class embedding along `class_way`. With a deterministic solver, neighbouring
     positions give neighbouring images, and positions 0 and 1 the two samples themselves.
 
+    denoiser: a trained one.
     labels: two int64 (P,), the classes at the ends of P pairs; twice the same to move the noise alone.
     noises: two float (P, 3, 32, 32), the noises at the ends; twice the same to move the class alone.
     positions: float in 0…1, (F,) or, each pair its own, (F, P).
-    way: `slerp`, `lerp` or `switch`; class_way: the same as way unless given.
-    seed, fresh_noise: of the noise that `diffusion.ddpm_steps` adds: the same in every frame, or in each another.
+    way: `slerp`, `lerp` or `switch`.
+    class_way: one of these, too; the same as way unless given.
+    seed: of the noise that `diffusion.ddpm_steps` adds.
+    fresh_noise: whether that is another in each frame, or the same in all.
     sampling: further arguments of `diffusion.sample`.
     Raises ValueError on positions, labels or noises of another kind.
     """
@@ -120,8 +123,8 @@ def invert(denoiser: Denoiser, images: Tensor, labels: Tensor, sigmas: Tensor | 
     """The noise behind an image: the deterministic solver run backwards (Song et al. 2021, section 5.3).
 
     images uint8 (B, 3, 32, 32); labels and sigmas as in `diffusion.sample`. Returns float32 (B, 3, 32, 32), close to
-    N(0, 1), on the CPU: `diffusion.sample(denoiser, labels, noise=…, sigmas=…)` draws the images again, up to the
-    solver's error. Two evaluations a step.
+    N(0, I), on the CPU, without guidance: `diffusion.sample(denoiser, labels, noise=…, sigmas=…, solver=heun_steps)`
+    draws the images again, up to the solver's error. Two evaluations a step. Raises ValueError and TypeError.
     """
     device = next(denoiser.parameters()).device
     upwards = checked_sigmas(sigmas)[:-1].flip(0)  # without 0: there x is the image
@@ -137,7 +140,7 @@ def step_lengths(points: Tensor) -> Tensor:
     return points.diff(dim=0).norm(dim=2)
 
 
-def roughness(lengths: Tensor) -> Tensor:
+def unevenness(lengths: Tensor) -> Tensor:
     """Largest step over mean step of each path, (F - 1, P) -> (P,): 1 is perfectly even, F - 1 a single jump."""
     return lengths.amax(dim=0) / lengths.mean(dim=0).clamp_min(1e-12)
 
@@ -146,12 +149,12 @@ def smoothness(points: Tensor, every: tuple[int, ...] = (1,)) -> dict[str, dict 
     """How smooth paths are, as means and standard deviations over them: float (F, P, D) -> for a result card.
 
     "length": by number of frames (all of them, or every second, …, as `every` says), the sum of `step_lengths`;
-    "each": the length of each path with all frames, to compare ways pair by pair; "unevenness": the `roughness` with
+    "each": the length of each path with all frames, to compare ways pair by pair; "unevenness": the `unevenness` with
     as many frames as the first of `every` leaves.
     """
     steps = {len(points[::stride]): step_lengths(points[::stride]) for stride in every}
     lengths = {count: lengths.sum(dim=0) for count, lengths in steps.items()}
-    uneven = roughness(next(iter(steps.values())))
+    uneven = unevenness(next(iter(steps.values())))
     return {
         "length": {count: [of.mean(), of.std()] for count, of in lengths.items()},
         "each": step_lengths(points).sum(dim=0),
@@ -176,7 +179,7 @@ def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
 
 
 def psnr(images_a: Tensor, images_b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each pair of uint8 images (N, …) -> float (N,), at most 78 (where equal)."""
+    """Peak signal-to-noise ratio in dB of each pair of uint8 images (N, …) -> float (N,), at most 78."""
     if images_a.shape != images_b.shape or not images_a.dtype == images_b.dtype == torch.uint8:
         raise ValueError("expected two tensors of uint8 images, of one shape")
     error = (images_a.float() - images_b.float()).square().flatten(1).mean(dim=1).clamp_min(1e-3)

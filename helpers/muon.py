@@ -11,7 +11,7 @@ class Muon(torch.optim.Optimizer):
 
     A weight is taken as a matrix (out, in·k·k). Its step is the momentum of its gradient made orthogonal, so that all
     directions move by the same amount, and scaled to the size of a typical Adam step. Biases, norms, embeddings and
-    matrices of at most 8 rows or columns (the head of a U-Net) get Adam with betas (0.9, 0.99), no weight decay.
+    matrices of at most 8 rows or columns (the head of a U-Net) get Adam with betas (0.9, 0.99). Weights do not decay.
     Sources: Jordan et al. 2024 (Muon); Liu et al. 2025 (one learning rate for both, "match RMS").
     """
 
@@ -45,11 +45,11 @@ class Muon(torch.optim.Optimizer):
             return
         torch._foreach_lerp_(averages, gradients, 0.05)  # momentum 0.95
         ahead = torch._foreach_lerp(gradients, averages, 0.95)  # Nesterov's look ahead
-        alike = defaultdict(list)  # by shape: together they are faster on a CPU, whose idle threads sleep
+        by_shape = defaultdict(list)  # by shape: together they are faster on a CPU, whose idle threads sleep
         for weight, gradient in zip(weights, ahead, strict=True):
             matrix = gradient.flatten(1)
-            alike[matrix.shape].append((weight, matrix))
-        for shape, pairs in alike.items():
+            by_shape[matrix.shape].append((weight, matrix))
+        for shape, pairs in by_shape.items():
             updates = orthogonalise(torch.stack([matrix for _, matrix in pairs]))
             updates = updates * (group["lr"] * 0.2 * max(shape) ** 0.5)
             for (weight, _), update in zip(pairs, updates, strict=True):

@@ -16,8 +16,8 @@ from torchvision.utils import make_grid
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
 TEXT = {"figure.dpi": 110, "font.size": 9, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False}
-# A decorator: what it decorates sees matplotlib's defaults with our changes, whatever the user has set, and leaves the
-# user's settings as they were. Every function that makes a figure wears it.
+# A decorator for every function that makes a figure: inside it, matplotlib has its defaults and our changes, whatever
+# the user has set; afterwards the user's settings are as they were.
 in_our_look = style.context(["default", TEXT, {"axes.spines.top": False, "axes.spines.right": False}])
 
 
@@ -50,9 +50,6 @@ def colours(count: int) -> list:
     return [*named, *(colormaps["viridis"](i / count) for i in range(count - len(named)))][:count]
 
 
-# --- text -------------------------------------------------------------------------------------------------------
-
-
 def table(columns: list[str], rows: list[list]) -> Markdown:
     """A table with a heading for each column; the first column reads from the left, the others are figures."""
     rules = ["---", *["---:"] * (len(columns) - 1)]
@@ -83,9 +80,6 @@ class Listing(Code):
 def listing(*sources: Callable) -> Listing:
     """The code of functions and classes, from the one place where it stands."""
     return Listing("\n\n".join(map(inspect.getsource, sources)), language="python")
-
-
-# --- images -----------------------------------------------------------------------------------------------------
 
 
 @in_our_look
@@ -152,11 +146,8 @@ def addnist_examples(images: Tensor, column_titles: list[str], title: str = "") 
     return image_grid(parts.flatten(0, 1), len(images), **titles)
 
 
-# --- training ---------------------------------------------------------------------------------------------------
-
-
 def smooth(values: Tensor, window: int) -> Tensor:
-    """Mean of each value and up to window - 1 before it, (N,) -> (N,); NaN counts as missing."""
+    """Mean of each value and up to window - 1 before it, (N,) -> (N,); what is not finite counts as missing."""
     known = values.isfinite()
     sums = torch.cumsum(torch.where(known, values, 0.0).double(), 0)
     counts = torch.cumsum(known.double(), 0)
@@ -169,8 +160,8 @@ def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
     """One panel a quantity, one colour a net: net -> quantity -> values (N,) or, of R runs, (R, N); NaN: not reached.
 
     A net's "every", if there is one, is the number of steps between two of its values. Thin lines are the values,
-    thick ones their running mean over `window` steps. The height is that of what follows the first 2% of a run, which
-    are so steep that they would flatten the rest.
+    thick ones their running mean over `window` steps. A linear axis is as high as what follows the first 2% of a run,
+    which are so steep that they would flatten the rest.
     """
     quantities = list(dict.fromkeys(quantity for net in nets.values() for quantity in net if quantity != "every"))
     figure, axes = empty(1, len(quantities), (4.2 * len(quantities), 2.9))
@@ -210,17 +201,15 @@ def _set_height(axis, values: Tensor) -> None:
 
 
 @in_our_look
-def bars(values: dict[str, float | tuple[float, float]], *, title: str, ours: set[str] | None = None) -> Figure:
-    """A horizontal bar a value, or (value, ± whisker), its figure beside it; grey where it is not among `ours`."""
+def bars(values: dict[str, float], *, title: str, ours: set[str] | None = None) -> Figure:
+    """A horizontal bar a value, its figure beside it; grey where it is not among `ours`."""
     figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(values) < 9 else 0.22) * len(values)))
-    axis, pairs = axes[0][0], [bar if isinstance(bar, tuple | list) else (bar, 0) for bar in values.values()]
-    lengths, errors = zip(*pairs, strict=True)
-    shades = [BLUE if ours is None or name in ours else GREY for name in values]
-    axis.barh(list(values), lengths, xerr=errors, color=shades, ecolor=INK, height=0.6)
-    for row, (value, error) in enumerate(pairs):
-        axis.text(value + error, row, f"  {value:.2f}", va="center")
+    axis, shades = axes[0][0], [BLUE if ours is None or name in ours else GREY for name in values]
+    axis.barh(list(values), list(values.values()), color=shades, height=0.6)
+    for row, value in enumerate(values.values()):
+        axis.text(value, row, f"  {value:.2f}", va="center")
     axis.invert_yaxis()
-    axis.set_xlim(0, max(map(sum, pairs)) * 1.18)
+    axis.set_xlim(0, max(values.values()) * 1.18)
     axis.set_title(title)
     return figure
 

@@ -1,5 +1,6 @@
 """Result cards and trained weights: where every published figure comes from. Knows no net: the page builds it."""
 
+import copy
 import datetime
 import hashlib
 import io
@@ -82,8 +83,8 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _answer(module: nn.Module, example: tuple[Tensor, ...]) -> list[float]:
-    """Mean and spread of what a module makes of an example: by these it is known again."""
-    where = next(module.parameters()).device
+    """Mean and standard deviation of what a module, in eval mode, makes of an example: by these it is known again."""
+    module, where = copy.deepcopy(module).eval(), next(module.parameters()).device
     with torch.no_grad():
         out = module(*(part.to(where) for part in example)).float()
     return [float(f"{value:.4g}") for value in (out.mean().item(), out.std().item())]
@@ -94,8 +95,10 @@ def save_weights(
 ) -> dict:
     """Write the weights folder/name.pt and their result card folder/name.json; return the card.
 
-    card: what to say of them; their SHA-256 is added. What an earlier card of the very same weights says beyond this
-        one, such as a FID, is kept.
+    name, folder: where to.
+    module: whose state is written.
+    card: what to say of it; the weights' SHA-256 is added. What an earlier card of the very same weights says beyond
+        this one, such as a FID, is kept.
     example: arguments of the module, whose answer is noted, so that `load_weights` knows whether it is the same net.
     Raises DataError where the folder cannot be written to.
     """
@@ -120,8 +123,10 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, exa
     path = Path(folder) / f"{name}.pt"
     advice = f"train again, restore it with git, or delete {name}.json as well, if it is of a run of yours"
     data = verified(path.read_bytes() if path.exists() else b"", card.get("sha256", ""), path.name, advice)
+    state = load_tensors(data, path.name)
     try:
-        module.load_state_dict(load_tensors(data, path.name))
+        copy.deepcopy(module).load_state_dict(state)  # refused before anything changes
+        module.load_state_dict(state)
     except RuntimeError as error:
         where = f"{path.name} and its .json in {path.parent.name}/"
         raise DataError(f"{where} are of another architecture or an older version: move both away.") from error
@@ -144,11 +149,13 @@ def measured(
 ) -> dict:
     """The card of a study: measured now and written to `runs`, or the one that is there, yours before the shipped one.
 
+    name: of the card.
     measure: called without arguments, returns what was found.
-    now: whether to measure; runs: the folder of your runs.
+    now: whether to measure.
+    runs: the folder of your runs.
     device: what it is measured on, for the card.
     of: the SHA-256 of the weights that it is about, if it is about any.
-    settings: what else the figures depend on. Where a card is of other weights or settings, that is said.
+    settings: what else the figures depend on. Where a card is of other weights, or other settings, that is said.
     Raises DataError where there is no card, or where one could not be kept, before anything is measured.
     """
     if now:

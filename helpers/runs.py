@@ -29,15 +29,17 @@ class TrainingError(RuntimeError):
 
 
 class Run:
-    """The steps of one training run, from where its checkpoint stands to the last, and all the books it keeps.
+    """The steps of one training run, from where its checkpoint stands to the last, and the record of them.
+
+    It seeds each step and sets its learning rate before the loop's body; after it, it logs, saves and shows.
 
     >>> with Run("runs", "diffusion", settings, net=net, ema=ema, optimizer=optimizer, limits=limits) as run:
     ...     for step in run:
     ...         …  # batch, loss, backward, step, EMA
     ...         run.log(loss=loss)
 
-    folder, name: the checkpoint is folder/name-FINGERPRINT.ckpt, with the fingerprint of the settings, so that a run
-        with other settings never meets, and never overwrites, this one.
+    folder, name: the checkpoint is folder/name-HASH.ckpt, with a hash of the settings, so that a run with other
+        settings never meets, and never overwrites, this one.
     settings: whatever makes two runs differ, among it "steps", "seed", "lr", "warmup" and "lr_decay" (`lr_factor`).
     save_every: steps between two checkpoints, each written atomically and verified by its SHA-256 when it is read.
     show: called with (steps done, history) at the start and after each step.
@@ -69,7 +71,7 @@ class Run:
         self.about, self.made = about or {}, {}  # the environment that made the file, for the result card
         self.parts = parts
         self.device = next(parts["net"].parameters()).device
-        self.lock = None  # held inside the `with`
+        self.lock, self.logged = None, False  # held inside the `with`; whether this step's loss was logged
         self.done, self.saved, self.history = 0, 0, {}
 
     def __enter__(self) -> "Run":
@@ -83,15 +85,16 @@ class Run:
 
     def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
         self.lock.release()
+        self.lock = None
         if isinstance(error, KeyboardInterrupt):
             nothing = "Nothing of it was saved yet (what was finished before is)"
             holds = f"{self.path} holds the run up to step {self.saved:,}" if self.saved else nothing
             print(f"Interrupted. {holds}: run the cell again to go on.")
         no_memory = ("can't allocate memory", "MPS backend out of memory")
         if isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in no_memory):
-            batch = self.settings.get("batch", 2)
-            advice = f"set BATCH to {batch // 2} or less, which begins anew, or close what else uses the memory."
-            raise TrainingError(f"out of memory at batch {batch}: {advice}") from error
+            batch = self.settings.get("batch", 1)
+            smaller = f"try a batch of {batch // 2} or less (which begins anew), or " if batch > 1 else ""
+            raise TrainingError(f"out of memory at batch {batch}: {smaller}close what else uses the memory.") from error
 
     @property
     def finished(self) -> bool:
@@ -106,9 +109,10 @@ class Run:
             seed_step(r["seed"], step)  # so that a resumed run draws what it would have drawn
             factor = lr_factor(step, r["steps"], warmup=r["warmup"], decay=r["lr_decay"])
             set_lr(self.parts["optimizer"], r["lr"] * factor)
+            self.logged = False
             yield step
-            if "loss" not in self.history:
-                raise TrainingError("note each step's loss, by run.log(loss=…): a run that has none cannot be judged.")
+            if not self.logged:
+                raise TrainingError("log each step's loss, by run.log(loss=…): a run without it cannot be judged.")
             before, clock = clock, time.perf_counter()
             self.log(seconds=clock - before)
             self.done = step + 1
@@ -117,7 +121,8 @@ class Run:
             self._show()
 
     def log(self, **values: Tensor | float) -> None:
-        """Note numbers of the step in progress."""
+        """Log numbers of the step in progress."""
+        self.logged |= "loss" in values
         for name, value in values.items():
             if name not in self.history:
                 self.history[name] = torch.full((self.settings["steps"],), torch.nan, device=self.device)
@@ -126,8 +131,6 @@ class Run:
     def _show(self) -> None:
         if self.show:
             self.show(self.done, {name: values for name, values in self.history.items() if name != "seconds"})
-
-    # --- the file -----------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         """Write every part, what was logged, and where and by what code this was made."""
@@ -175,7 +178,7 @@ class Run:
         return state
 
     def _load(self, states: dict[str, dict]) -> None:
-        """Every part its state, or none of them any. A GradScaler that the run began without stays a fresh one."""
+        """Load the states of all parts, or of none. A GradScaler that the run began without stays a fresh one."""
         before = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
         try:
             self._load_parts(states)
@@ -193,8 +196,8 @@ class Run:
 def _locked(path: Path) -> FileLock:
     """The lock of a checkpoint, held by this process, and free again when that ends, however it ends; TrainingError.
 
-    A file system without locks (some network drives) refuses nobody: there two runs into one folder are the user's to
-    avoid, and a file that only says "locked" would outlive a killed job.
+    A file system without locks (some network drives) refuses nobody. A file that only says "locked" would not do: it
+    would outlive a killed job.
     """
     lock = FileLock(path.with_name(f".{path.stem}.lock"), timeout=0)
     try:

@@ -22,11 +22,11 @@ def number(least: float = -math.inf, most: float = math.inf, *, multiple: int = 
     """A finite number from `least` to `most`; a whole one, a multiple of `multiple`, where that is given."""
     kind = numbers.Integral if multiple else numbers.Real
     what = {0: "a number", 1: "a whole number"}.get(multiple, f"a multiple of {multiple}")
-    limits = (f"at {word} {limit:,}" for word, limit in (("least", least), ("most", most)) if math.isfinite(limit))
+    limits = (f"at {word} {limit:,}" for word, limit in (("least", least), ("most", most)) if abs(limit) < math.inf)
     what = ", ".join([what, *filter(None, [" and ".join(limits)])])
 
     def rule(name: str, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, kind) or not -math.inf < value < math.inf:
             _refuse(name, what, value)
         if not least <= value <= most or (multiple and value % multiple):
             _refuse(name, what, value)

@@ -86,8 +86,8 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """Class-conditional U-Net; the defaults are the looped one, which is shipped; `plain` is the one before it.
 
-    widths: channels of each level, multiples of 8; level l works at 1 / 2^l of the resolution.
-    blocks: how many a level has on the way down, and as many on the way up.
+    widths: channels of each level, multiples of 8 (else ValueError); level l works at 1 / 2^l of the resolution.
+    blocks: how many a level has on the way down, and as many on the way up, but for the last.
     classes: the number of them; the label `classes` is the null label (no class).
     loops: how many times in a row the blocks of each level are used (default: 1, 2, 3, …).
     transitions: whether a 1×1 convolution carries the channels from level to level, so that every block has one width
@@ -109,10 +109,12 @@ class UNet(nn.Module):
         transitions: bool = True,
     ):
         super().__init__()
-        if any(width % 8 for width in widths):
-            raise ValueError(f"widths must be multiples of 8, got {widths}")
         self.classes, self.widths = classes, widths
         self.loops = loops = loops or tuple(range(1, len(widths) + 1))
+        if any(width % 8 for width in widths) or not len(widths) == len(blocks) == len(loops):
+            raise ValueError(f"widths must be multiples of 8, as many as blocks and loops: {widths}, {blocks}, {loops}")
+        if max(loops) > 1 and not transitions:
+            raise ValueError("loops need transitions: a block that feeds itself gives as many channels as it takes")
         # Embeddings: noise level and class -> a scale and a shift for each channel of a level.
         embedding = 128
         self.class_embedding = nn.Embedding(classes + 1, embedding)  # the last row is the null label
@@ -185,7 +187,7 @@ class UNet(nn.Module):
 
 
 def plain(widths: tuple[int, int, int] = (32, 72, 96), classes: int = 100) -> UNet:
-    """The same without loops and transitions: narrower, more weights of its own in each block. 936,275 parameters."""
+    """The same without loops and transitions: narrower, with more blocks. 936,275 parameters."""
     return UNet(widths, (1, 2, 2), classes, loops=(1, 1, 1), transitions=False)
 
 

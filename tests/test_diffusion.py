@@ -418,6 +418,18 @@ def test_the_shipped_weights_draw_what_they_drew(name):
     torch.testing.assert_close(thumbnails, torch.tensor(THUMBNAILS[name]).float(), rtol=0, atol=1.5)
 
 
+@pytest.mark.parametrize("solver", [diffusion.dpm_solver_steps, diffusion.heun_steps, diffusion.ddpm_steps])
+def test_images_are_of_the_noises_size(denoiser, solver):
+    noise = torch.randn(2, 3, 8, 16)
+    sampling = {"noise": noise, "sigmas": diffusion.karras_sigmas(3), "solver": solver}
+    assert diffusion.sample(denoiser, torch.tensor([0, 1]), **sampling).shape == noise.shape
+
+
+def test_a_sampler_that_adds_noise_says_when_it_has_none():
+    with pytest.raises(ValueError, match="with eta = 1.0 each step adds noise: pass noise"):
+        next(diffusion.ddpm_steps(lambda x, sigma: x, torch.ones(1), diffusion.ddpm_sigmas(3)))
+
+
 def test_sample_refuses(denoiser):
     with pytest.raises(ValueError, match="prediction"):
         diffusion.Denoiser(denoiser.net, "velocity")

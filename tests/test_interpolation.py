@@ -172,13 +172,13 @@ def test_inverted_images_are_drawn_again(denoiser):
     assert not torch.equal(again, diffusion.sample(denoiser, labels % 5, noise=noise.flip(0), sigmas=path))
 
 
-def test_step_lengths_and_roughness():
+def test_step_lengths_and_unevenness():
     points = torch.zeros(3, 2, 4)
     points[1:, 0] = 5  # one jump by (5, 5, 5, 5), then nothing
     points[1, 1], points[2, 1] = 2.5, 5  # two even steps
     lengths = interpolation.step_lengths(points)
     assert lengths.tolist() == [[10, 5], [0, 5]]
-    assert interpolation.roughness(lengths).tolist() == [2, 1]
+    assert interpolation.unevenness(lengths).tolist() == [2, 1]
 
 
 def test_retiming_makes_steps_even():
@@ -188,7 +188,7 @@ def test_retiming_makes_steps_even():
     new = interpolation.retime(t, lengths, 6)
     assert new.shape == (6, 2)
     torch.testing.assert_close(new[:, 0], torch.linspace(0, 1, 6).sqrt(), atol=1e-4, rtol=0)
-    assert float(interpolation.roughness((new**2).diff(dim=0)).amax()) < 1.01
+    assert float(interpolation.unevenness((new**2).diff(dim=0)).amax()) < 1.01
     own = torch.stack([t, t**2], dim=1)  # each path its own positions: the second is already even
     new = interpolation.retime(own, torch.stack([(t**2).diff(), (t**2).diff()], dim=1), 5)
     torch.testing.assert_close(new[:, 1], torch.linspace(0, 1, 5), atol=1e-4, rtol=0)

@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -137,6 +138,27 @@ def test_weights_in_a_net_whose_code_has_changed_are_told_by_what_it_answers(tmp
     assert capsys.readouterr().out == ""
     results.load_weights("net", net(nn.GELU()), tmp_path, example)
     assert "net: these weights were trained in another net" in capsys.readouterr().out
+
+
+def test_a_net_in_training_mode_is_saved_as_it_is_and_known_again(tmp_path, capsys):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train()
+    net(torch.randn(9, 3))
+    before, example = copy.deepcopy(net.state_dict()), (torch.randn(2, 3),)
+    results.save_weights("net", net, {}, tmp_path, example)
+    assert same(net.state_dict(), before)
+    assert net.training
+    results.load_weights("net", nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), tmp_path, example)
+    assert capsys.readouterr().out == ""
+
+
+def test_weights_of_another_architecture_change_nothing(tmp_path):
+    results.save_weights("net", nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3)), {}, tmp_path)
+    other = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 4))
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(DataError, match="of another architecture"):
+        results.load_weights("net", other, tmp_path)
+    assert same(other.state_dict(), before)
 
 
 def test_a_study_that_could_not_be_kept_is_not_begun(tmp_path):

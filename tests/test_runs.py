@@ -113,9 +113,18 @@ def test_a_run_that_was_not_begun_or_notes_no_loss_stops_at_once(tmp_path):
     with pytest.raises(TrainingError, match="begin a run by `with Run"):
         next(iter(_run(tmp_path)))
     seen = []
-    with pytest.raises(TrainingError, match="note each step's loss"), _run(tmp_path) as run:
+    with pytest.raises(TrainingError, match="log each step's loss"), _run(tmp_path) as run:
         seen.extend(run)
     assert seen == [0]
+    with _run(tmp_path, {"a": 2}) as run:
+        steps = iter(run)
+        next(steps)
+        run.log(loss=1.0)
+        next(steps)
+        with pytest.raises(TrainingError, match="log each step's loss"):  # each, not the first alone
+            next(steps)
+    with pytest.raises(TrainingError, match="begin a run by `with Run"):  # nor after its end, when others may train
+        next(iter(run))
 
 
 def test_what_trained_a_run_is_noted_with_it_and_kept_by_a_finished_one(tmp_path):
@@ -142,7 +151,9 @@ def test_an_interrupt_says_where_the_run_stands(tmp_path, capsys):
               RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, other allocations: 1 GB).")]
 )  # fmt: skip
 def test_out_of_memory_becomes_advice(tmp_path, error):
-    with pytest.raises(TrainingError, match="batch 512.*set BATCH to 256"), _run(tmp_path, {"batch": 512}):
+    with pytest.raises(TrainingError, match="batch 512: try a batch of 256 or less"), _run(tmp_path, {"batch": 512}):
+        raise error
+    with pytest.raises(TrainingError, match="at batch 1: close what else"), _run(tmp_path, {"batch": 1}):
         raise error
 
 
@@ -347,7 +358,7 @@ def test_two_processes_cannot_train_into_one_file(tmp_path):
             pass  # another run in the same folder is welcome
     with later:  # free again, though `first` still lives
         assert later.lock.is_locked
-        assert not first.lock.is_locked
+        assert first.lock is None
 
 
 @pytest.mark.skipif(runs.fcntl is None, reason="every file system has locks here")

@@ -17,7 +17,7 @@ from helpers.settings import choice, folder, number, pair, several, whole
         (number(1), [1, 2.5], [0.999], "a number, at least 1"),
         (number(most=2), [2, -9], [2.001], "a number, at most 2"),
         (number(0, 1_000), [0, 1_000], [-1, 1_001, float("nan")], "a number, at least 0 and at most 1,000"),
-        (whole(), [3, np.int64(-3)], [3.0, np.float64(3), True, "3"], "a whole number"),
+        (whole(), [3, np.int64(-3), 10**400], [3.0, np.float64(3), True, "3"], "a whole number"),
         (whole(3, 3), [3], [2, 4], "a whole number, at least 3 and at most 3"),
         (number(8, multiple=8), [8, 16], [12, 0, 8.0], "a multiple of 8, at least 8"),
         (several(number(0)), [[1, 2.5], (0,)], [3, [], "12"], "a list of one or more values"),

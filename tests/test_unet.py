@@ -19,7 +19,7 @@ def _inputs(size=8):
     return torch.randn(3, 3, size, size), torch.tensor([-1.0, 0.2, 1.5]), torch.tensor([0, 4, 5])
 
 
-def test_a_looped_block_is_its_textbook_formula_turn_by_turn():
+def test_a_looped_block_is_its_textbook_formula_loop_by_loop():
     block = _shaken(unet.Block(16, 16, loops=3))
     x, modulation = torch.randn(2, 16, 4, 4), torch.randn(2, 2, 16)
     for turn in range(3):
@@ -32,7 +32,7 @@ def test_a_looped_block_is_its_textbook_formula_turn_by_turn():
         torch.testing.assert_close(block(x, modulation, turn), expected)
 
 
-def test_turns_share_the_convolutions_and_nothing_else():
+def test_loops_share_the_convolutions_and_nothing_else():
     once, thrice = (unet.UNet((8, 16), (1, 1), 5, loops=(1, loops)) for loops in (1, 3))
     more = {name: p.numel() for name, p in thrice.named_parameters()}
     for name, parameter in once.named_parameters():
@@ -148,6 +148,16 @@ def test_images_that_do_not_fit_are_refused(shape):
 def test_widths_that_the_norms_cannot_divide_are_refused():
     with pytest.raises(ValueError, match="multiples of 8"):
         unet.UNet((48, 90, 128))
+
+
+@pytest.mark.parametrize("wrong", [{"widths": (8, 16, 24, 32)}, {"blocks": (1, 1)}, {"loops": (1, 2)}])
+def test_levels_of_another_number_and_loops_without_transitions_are_refused(wrong):
+    with pytest.raises(ValueError, match="as many as blocks and loops"):
+        unet.UNet(**wrong)
+    with pytest.raises(ValueError, match="loops need transitions"):
+        unet.UNet(transitions=False)
+    four = unet.UNet((8, 8, 8, 8), (1, 1, 1, 1), 5)
+    assert four(torch.zeros(2, 3, 8, 16), torch.zeros(2), torch.tensor([0, 5])).shape == (2, 3, 8, 16)
 
 
 @pytest.mark.parametrize("name", ["looped", "plain"])
