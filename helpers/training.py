@@ -99,8 +99,7 @@ class EMA:
     def __init__(self, module: nn.Module, decay: float):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.decay = decay
-        self.updates = 0
+        self.decay, self.updates = decay, 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
     @torch.no_grad()

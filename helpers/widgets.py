@@ -42,28 +42,32 @@ class _Explorer(w.VBox):
         self.line, self.picture, self.waiting = w.Label(), w.Image(format="png", width=width), False
         for control in controls.values():
             control.observe(self.follow, names="value")
-        self.follow()
+        self.show()
         super().__init__([*rows, self.line, self.picture])
+
+    def show(self) -> None:
+        values = {name: control.value for name, control in self.controls.items()}
+        self.line.value = "computing …"
+        self.picture.value = self.draw(**values)
+        self.line.value = self.said(**values)
+
+    def follow(self, _=None) -> None:
+        try:
+            if not self.waiting:
+                self.show()
+        except Exception as error:  # in a callback nobody would see it
+            self.picture.value = b""
+            self.line.value = f"{type(error).__name__}: {error}"
 
     def choose(self, **values) -> None:
         """Change several controls, and draw once."""
         self.waiting = True
-        for name, value in values.items():
-            self.controls[name].value = value
-        self.waiting = False
-        self.follow()
-
-    def follow(self, _=None) -> None:
-        if self.waiting:
-            return
-        values = {name: control.value for name, control in self.controls.items()}
-        self.line.value = "sampling …"
         try:
-            self.picture.value = self.draw(**values)
-            self.line.value = self.said(**values)
-        except Exception as error:  # in a callback nobody would see it
-            self.picture.value = b""
-            self.line.value = f"{type(error).__name__}: {error}"
+            for name, value in values.items():
+                self.controls[name].value = value
+        finally:
+            self.waiting = False
+        self.follow()
 
 
 def walk_explorer(

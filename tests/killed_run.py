@@ -1,4 +1,4 @@
-"""Notebook 1's training loop killed (kill -9) again and again at random moments, for test_training.py.
+"""Notebook 1's training loop killed (kill -9) again and again at random moments, for test_runs.py.
 
     python -m tests.killed_run FOLDER KILLS
 

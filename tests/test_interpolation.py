@@ -61,6 +61,8 @@ def test_parallel_opposite_and_zero_vectors(pair):
     torch.testing.assert_close(slerp(a, 2 * a, 0.5), 1.5 * a)
     torch.testing.assert_close(slerp(a, torch.zeros_like(a), 0.25), 0.75 * a)
     one_of_six = torch.cat([-a[:1], a[1:]])
+    assert torch.equal(slerp(a, -a, 0.0), a)
+    assert torch.equal(slerp(a, -a, 1.0), -a)
     for opposite in (-a, -2 * a, one_of_six):
         with pytest.raises(ValueError, match="between opposite vectors there is no shortest arc"):
             slerp(a, opposite, 0.5)

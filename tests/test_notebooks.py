@@ -279,7 +279,7 @@ def test_started_elsewhere_a_notebook_says_where_it_wants_to_be(path, tmp_path, 
 
 REFUSED = {
     "01_classifier": [
-        {"DATA": "Demo"}, {"TRAIN": "YES"}, {"SEEDS": []}, {"SEEDS": 0}, {"STEPS": 0},
+        {"DATA": "Demo"}, {"STEP_LIMIT": "10000"}, {"TRAIN": "YES"}, {"SEEDS": []}, {"SEEDS": 0}, {"STEPS": 0},
         {"MEASURE": "all"}, {"RUNS": ""}, {"STEPS": 10_001}, {"STEPS": 5e3}, {"BATCH": 0},
         {"LR": -0.1}, {"LR": float("nan")}, {"EMA_DECAY": 1.0}, {"UNAUGMENTED": 1.5}, {"VIEWS": 0},
         {"SAVE_EVERY": 0}, {"BATCH": "64"}, {"STEPS": True},

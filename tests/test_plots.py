@@ -24,6 +24,8 @@ def test_image_grid_shows_every_image_in_its_place():
     figure = plots.image_grid(images[:4], 2, column_titles=["left", "right"], row_titles=["above", "below"])
     assert [axis.get_title() for axis in figure.axes] == ["left", "right", "", ""]
     assert [axis.get_ylabel() for axis in figure.axes] == ["above", "", "below", ""]
+    few = plots.image_grid(images, 3, captions=list("abcdef"))
+    assert [axis.get_xlabel() for axis in few.axes] == ["a", "b", "c", "d", "e", ""]
     none = plots.image_grid(images[:0], 2, title="none of them")
     assert len(none.axes) == 2
     assert not any(axis.images for axis in none.axes)
@@ -144,6 +146,7 @@ FIGURES = [
     lambda: plots.bars({"a": 15.3, "b": 91.78}, title="t", ours={"a"}),
     lambda: plots.lines({"a": (torch.arange(3.0), torch.arange(3.0))}, x="n", y="m", title="t"),
     lambda: plots.training_curves({"a": {"loss": torch.arange(90.0)}, "b": {"loss": torch.ones(9)}}),
+    lambda: plots.training_curves({"": {"loss": torch.arange(90.0)}}, title="step 90 of 100"),
     lambda: diagrams.unet_diagram(unet.UNet()),
     lambda: diagrams.adder_diagram(classifiers.DigitSumClassifier()),
     lambda: diagrams.layer_diagram(classifiers.PaperClassifier(), torch.zeros(1, 3, 28, 28)),
@@ -156,14 +159,36 @@ def test_figures_look_the_same_whatever_the_user_has_set_and_leave_that_as_it_wa
     ours = plots.png(figure())
     with (
         style.context("dark_background"),
-        matplotlib.rc_context(
-            {"image.origin": "lower", "axes.grid": True, "font.size": 20, "figure.dpi": 50, "savefig.dpi": 30}
-        ),
+        matplotlib.rc_context({"image.origin": "lower", "axes.grid": True, "font.size": 20, "figure.dpi": 50}),
     ):
         before = dict(matplotlib.rcParams)
         assert plots.png(figure()) == ours
         assert figure()._repr_png_() == ours
         assert dict(matplotlib.rcParams) == before
+
+
+def test_what_a_user_has_set_of_files_is_kept():
+    figure = FIGURES[1]()
+    with matplotlib.rc_context({"savefig.dpi": 220, "svg.fonttype": "none"}):
+        large, letters = io.BytesIO(), io.BytesIO()
+        figure.savefig(large, format="png")
+        figure.savefig(letters, format="svg")
+    with PIL.Image.open(large) as picture:
+        assert picture.size[0] == round(220 * figure.get_figwidth())
+    assert b"<text" in letters.getvalue()
+
+
+def test_axes_and_titles_of_a_page_that_set_no_look_are_not_cut_off():
+    """As `%matplotlib inline` prints a figure: drawn and measured outside of any function of ours."""
+
+    def printed():
+        buffer, figure = io.BytesIO(), FIGURES[2]()
+        figure.canvas.print_figure(buffer, format="png", bbox_inches="tight", facecolor="white", dpi=figure.dpi)
+        return buffer.getvalue()
+
+    with matplotlib.rc_context({"font.size": 30, "axes.unicode_minus": False, "ytick.labelsize": 20}):
+        large = printed()
+    assert large == printed()
 
 
 @pytest.mark.parametrize("backend", ["agg", "svg", "module://matplotlib_inline.backend_inline"])

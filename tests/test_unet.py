@@ -22,14 +22,14 @@ def _inputs(size=8):
 def test_a_looped_block_is_its_textbook_formula_loop_by_loop():
     block = _shaken(unet.Block(16, 16, loops=3))
     x, modulation = torch.randn(2, 16, 4, 4), torch.randn(2, 2, 16)
-    for turn in range(3):
-        scale, shift = (modulation[:, i, :, None, None] * block.gain[turn, i, :, None, None] for i in range(2))
+    for loop in range(3):
+        scale, shift = (modulation[:, i, :, None, None] * block.gain[loop, i, :, None, None] for i in range(2))
         h = F.silu(F.group_norm(x, 8, block.norm_in.weight, block.norm_in.bias))
         h = F.conv2d(h, block.conv_in.weight, block.conv_in.bias, padding=1)
         h = F.silu(F.group_norm(h, 8, block.norm_out.weight, block.norm_out.bias) * (1 + scale) + shift)
         h = F.conv2d(h, block.conv_out.weight, block.conv_out.bias, padding=1)
-        expected = x + h * block.gain_out[turn]
-        torch.testing.assert_close(block(x, modulation, turn), expected)
+        expected = x + h * block.gain_out[loop]
+        torch.testing.assert_close(block(x, modulation, loop), expected)
 
 
 def test_loops_share_the_convolutions_and_nothing_else():
@@ -41,21 +41,21 @@ def test_loops_share_the_convolutions_and_nothing_else():
 
 
 def test_each_level_is_used_as_often_as_said():
-    net, calls, turns = unet.UNet((8, 16, 24), (1, 2, 1), 5, loops=(1, 2, 3)), [], []
+    net, calls, loops = unet.UNet((8, 16, 24), (1, 2, 1), 5, loops=(1, 2, 3)), [], []
     for name, module in net.named_modules():
         if isinstance(module, unet.Block | unet.Attention):
             module.register_forward_hook(lambda m, inputs, out, name=name: calls.append((name, tuple(out.shape[2:]))))
             if isinstance(module, unet.Block):
-                module.register_forward_hook(lambda m, inputs, out, name=name: turns.append((name, inputs[2])))
+                module.register_forward_hook(lambda m, inputs, out, name=name: loops.append((name, inputs[2])))
     net(*_inputs(16))
     first, second = ("down.1.0", (8, 8)), ("down.1.1", (8, 8))
     middle, attention = ("down.2.0", (4, 4)), ("attention", (4, 4))
     up = [("up.1.0", (8, 8)), ("up.1.1", (8, 8))]
     assert calls == [("down.0.0", (16, 16)), *[first, second] * 2, *[middle, attention] * 3, *up * 2,
                      ("up.0.0", (16, 16))]  # fmt: skip
-    assert [turn for name, turn in turns if name == "down.1.1"] == [0, 1]  # each turn with gains of its own
-    assert [turn for name, turn in turns if name == "down.2.0"] == [0, 1, 2]
-    assert [turn for name, turn in turns if name == "up.1.0"] == [0, 1]
+    assert [loop for name, loop in loops if name == "down.1.1"] == [0, 1]  # each loop with gains of its own
+    assert [loop for name, loop in loops if name == "down.2.0"] == [0, 1, 2]
+    assert [loop for name, loop in loops if name == "up.1.0"] == [0, 1]
 
 
 def test_levels_are_joined_by_mean_pooling_and_by_repeating_pixels():

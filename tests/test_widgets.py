@@ -104,6 +104,11 @@ def test_digit_explorer_shows_the_digits_that_were_chosen(monkeypatch):
     assert drawn[-1][1] != digits
 
 
+def test_an_explorer_that_cannot_draw_at_all_stops_its_cell(denoiser):
+    with pytest.raises(ValueError, match="interval must be"):
+        widgets.sample_explorer(denoiser, CLASSES, start="cat", guidance=2.0, interval=(3.0, 0.3))
+
+
 def test_an_error_is_shown_where_the_picture_would_be_and_the_next_choice_tries_again(denoiser, monkeypatch):
     explorers = [
         widgets.sample_explorer(denoiser, CLASSES, start="cat", guidance=2.0, interval=(0.3, 3.0), count=2),
