@@ -26,9 +26,11 @@ def _epoch_order(count: int, seed: int, epoch: int, device: torch.device) -> Ten
 def batch(images: Tensor, labels: Tensor, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """The batch of a step: a function of (seed, step) alone, so a resumed run sees what it would have seen.
 
-    images: (N, …); labels: (N,), on one device.
+    images: (N, …), on any device.
+    labels: (N,), on the same.
     batch_size: in 1…N; the last N mod batch_size of an epoch's order are left out.
-    seed, step: step from 0; each epoch has an order of its own, and visits every example at most once.
+    seed: of the orders, one for each epoch, which visits every example at most once.
+    step: from 0.
     Returns (batch_size, …) and (batch_size,). Raises ValueError.
     """
     count = len(images)
@@ -49,10 +51,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """float images -> uint8; values outside [-1, 1] are clipped.
-
-    Raises TypeError for other types, ValueError for NaN, which has no byte.
-    """
+    """float images -> uint8, clipped to [-1, 1]. Raises TypeError for other types, ValueError for NaN."""
     if not x.is_floating_point():
         raise TypeError(f"expected float images in -1…1, got {x.dtype}")
     if x.isnan().any():

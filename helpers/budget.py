@@ -10,8 +10,7 @@ class BudgetError(RuntimeError):
 def count_parameters(module: nn.Module) -> int:
     """Number of scalar parameters: shared ones once, frozen ones included, buffers not.
 
-    Equals the coursework's `len(torch.nn.utils.parameters_to_vector(module.parameters()))`. (That line cannot read
-    weights in channels-last memory: give it `module.to(memory_format=torch.contiguous_format)`.)
+    Equals the coursework's `len(torch.nn.utils.parameters_to_vector(module.parameters()))`.
     """
     return sum(p.numel() for p in module.parameters())
 
@@ -35,10 +34,8 @@ class Budget:
         """Return the module's parameter count; raise BudgetError if it is over the limit."""
         count = count_parameters(module)
         if count > self.parameters:
-            raise BudgetError(
-                f"{type(module).__name__} has {count:,} parameters, {count - self.parameters:,} over the limit "
-                f"of {self.parameters:,}. Make a layer narrower or share one."
-            )
+            much = f"{count:,} parameters, {count - self.parameters:,} over the limit of {self.parameters:,}"
+            raise BudgetError(f"{type(module).__name__} has {much}. Make a layer narrower or share one.")
         return count
 
     def step(self, optimizer, scaler=None) -> bool:

@@ -1,4 +1,6 @@
-"""Two nets for AddNIST: the report's, and one that reads each digit and adds them up; and nets to compare it with."""
+"""The paper net and the digit-sum net, for AddNIST, and nets to compare the second with."""
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -118,10 +120,7 @@ class LearnedSum(nn.Module):
 
 
 class SeparateReaders(nn.Module):
-    """For comparison: the exact sum, and a narrower reader for each channel.
-
-    forward: as of `DigitSumClassifier`, -> log-probabilities (B, 20).
-    """
+    """For comparison: the exact sum, a narrower reader a channel; log-probabilities (B, 20)."""
 
     def __init__(self):
         super().__init__()
@@ -163,9 +162,9 @@ def predict(net: nn.Module, images: Tensor, *, views: int = 1, jitter: dict | No
     if views > 1:
         batches.seed_step(0, 0)
     device, found = next(net.parameters()).device, []
+    change = partial(augmentation.jitter, **jitter) if views > 1 else nn.Identity()
     for part in images.split(64):
         x = batches.normalise(part.to(device))
-        seen = (augmentation.jitter(x, **jitter) if views > 1 else x for _ in range(views))
-        answers = [F.log_softmax(net(view).float(), dim=1) for view in seen]
+        answers = [F.log_softmax(net(change(x)).float(), dim=1) for _ in range(views)]
         found.append(torch.stack(answers).mean(dim=0).cpu())
     return torch.cat(found)

@@ -42,13 +42,11 @@ def _check(split: str, source: str, splits: tuple[str, ...] = ("train", "test"))
 def addnist(root: str | Path, split: str, source: str = "official") -> tuple[Tensor, Tensor]:
     """AddNIST (Geada et al. 2024): three digits, one per colour channel; label = their sum - 1.
 
-    split: "train" (45,000), "valid" (15,000), "test" (10,000), or "unseen" (some 10,000), which is not AddNIST's: to
-    judge by, where most digits of "valid" are those of "train". It is made of those of MNIST's training digits that
-    neither holds, each in at most five images; high digits and sums are the more frequent in it.
-    source: "official" takes root/AddNIST/*.npy, downloaded on first use and verified; "rebuilt" draws from
-    MNIST by the authors' recipe, with a fixed seed (other samples than the official ones); "demo" does so from typeset
-    digits, smaller and without any download.
-    Returns uint8 images (N, 3, 28, 28) and int64 labels (N,) in 0…19. Raises DataError.
+    split: "train" (45,000), "valid" (15,000), "test" (10,000), or "unseen" (some 10,000), which is not AddNIST's: it is
+        made of those of MNIST's training digits that neither of the first two holds, each in at most five images.
+    source: "official" takes root/AddNIST/*.npy, downloaded on first use and verified; "rebuilt" draws from MNIST by the
+        authors' recipe, with a fixed seed (other samples than the official ones); "demo" from printed digits, fewer.
+    Returns uint8 images (N, 3, 28, 28) and int64 labels (N,) in 0…19. Raises ValueError and DataError.
     """
     _check(split, source, ("train", "valid", "test", "unseen"))
     if split == "unseen":

@@ -1,4 +1,4 @@
-"""Drawings by code: nets (layers in a row, the U of the U-Net), how a net adds digits, how a denoiser works."""
+"""Drawings by code: nets (layers in a row, the U of the U-Net), the sum of digits, how a denoiser works."""
 
 from collections.abc import Callable
 

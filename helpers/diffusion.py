@@ -2,7 +2,7 @@
 
 Everything lives in "σ coordinates" (Karras et al. 2022, EDM): a noisy image is x = x0 + σ·n with n ~ N(0, I) and
 x0 in [-1, 1]. DDPM (Ho et al. 2020) scales the same image by √ᾱ and numbers its noise levels by a step t; the two are
-one process, with σ_t = √((1 - ᾱ_t) / ᾱ_t). So the report's plain DDPM and the best recipe differ in settings only.
+one process, with σ_t = √((1 - ᾱ_t) / ᾱ_t). So the paper recipe and ours differ in settings only.
 """
 
 import math
@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from helpers.batches import generator, to_float, to_uint8
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
-
-# --- noise levels -----------------------------------------------------------------------------------------------
 
 
 def ddpm_schedule(steps: int = 1000) -> Tensor:
@@ -123,9 +121,6 @@ def loss(
     return error / c_out**2
 
 
-# --- guidance and solvers ---------------------------------------------------------------------------------------
-
-
 # A solver takes x (B, …) at noise level sigmas[0], in σ coordinates, down the levels. After each step it yields x and
 # the estimate of the clean image. noise() -> new N(0, I) of x's shape; deterministic solvers never call it.
 Denoise = Callable[[Tensor, float], Tensor]
@@ -157,7 +152,8 @@ def guided(denoiser: Callable, labels: Tensor, guidance: float = 1.0, interval: 
 def ddim_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None, *, eta: float = 0.0) -> Steps:
     """DDIM at eta = 0; at eta = 1 DDPM's ancestral sampler, with new noise after each step but the last (`ddpm_steps`).
 
-    eta: from 0 to 1; the rest as of any solver, see `Denoise`. Estimates are clipped to [-1, 1], as in Ho et al.'s
+    denoise, x, sigmas, noise: as of any solver, see `Denoise`.
+    eta: the share of DDPM's noise, 0…1. Estimates are clipped to [-1, 1], as in Ho et al.'s
     code. Sources: Ho et al. 2020, equation 7; Song et al. 2021, equation 12. ValueError where `noise` is missing.
     """
     if eta > 0 and noise is None:

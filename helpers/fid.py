@@ -66,12 +66,14 @@ def features(
     batch_size: int = 50,
     progress: Progress = None,
 ) -> Tensor:
-    """Features of uint8 images (N, 3, H, W) -> float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
+    """Features of images, float32 (N, D) on the CPU, resized as clean-fid's mode "clean" does.
 
+    images: uint8 (N, 3, H, W).
     network: float (B, 3, 299, 299) in 0…255 -> (B, D), such as `load_network(root)`; without one, that of the root
         which the environment variable DATA_ROOT names, else of "data".
     device: where to compute.
-    batch_size: images at a time, from 1; progress: called after each.
+    batch_size: images at a time, from 1.
+    progress: called after each of these.
     Raises ValueError for another shape, TypeError for other than uint8: floats in 0…1 would silently score nonsense.
     """
     if not isinstance(images, Tensor):
@@ -89,19 +91,6 @@ def features(
         if progress:
             progress(sum(map(len, out)), len(images))
     return torch.cat(out)
-
-
-def extractor(root: str | Path, device: torch.device | str = "cpu", *, demo: bool = False, progress: Progress = None):
-    """extract(images) -> features of uint8 images by the FID network from `root`, which is loaded now.
-
-    demo: every fourth pixel of every fourth line instead, which needs no download, and means nothing elsewhere.
-    progress: as in `features`.
-    Raises DataError where the network cannot be had: before a training that is to end with a FID, not after it.
-    """
-    if demo:
-        return lambda images: images[:, :, ::4, ::4].flatten(1).float()
-    network = load_network(root, device)
-    return lambda images: features(images, network, device=device, progress=progress)
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:

@@ -62,11 +62,7 @@ def plain(state):
 
 @contextmanager
 def clear_errors(name: str, hint: str) -> Iterator[None]:
-    """Turn whatever goes wrong while something is fetched or opened into one DataError with advice; silence, too.
-
-    Libraries and hosts fail in many ways (a status line that is none, a chunk cut short, a page in place of a file),
-    so every exception counts.
-    """
+    """Turn whatever goes wrong while something is fetched or opened, silence too, into one DataError with advice."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
@@ -75,10 +71,8 @@ def clear_errors(name: str, hint: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = str(error).strip() or "no reason was given"
-        raise DataError(
-            f"{name} could not be loaded ({type(error).__name__}: {said}). Check the connection and the free space and "
-            f"run this again; or {hint}."
-        ) from error
+        advice = f"Check the connection and the free space and run this again; or {hint}."
+        raise DataError(f"{name} could not be loaded ({type(error).__name__}: {said}). {advice}") from error
     finally:
         socket.setdefaulttimeout(before)
 

@@ -165,8 +165,8 @@ def smoothness(points: Tensor, every: tuple[int, ...] = (1,)) -> dict[str, dict 
 def retime(positions: Tensor, lengths: Tensor, count: int) -> Tensor:
     """Positions at which each path's steps come out equally long: (F,) or (F, P), (F - 1, P) -> float (count, P).
 
-    positions: increasing, where the frames stood whose `step_lengths` are given. The length travelled is taken as
-    linear in between; so the more frames were measured, the more even the new steps. The ends stay where they are.
+    positions: increasing, where the frames stood whose `step_lengths` are given; between them the length travelled is
+    taken as linear. The ends stay where they are.
     """
     lengths = lengths.cpu().double().clamp_min(1e-12)
     travelled = torch.cat([torch.zeros_like(lengths[:1]), lengths.cumsum(dim=0)])  # (F, P)

@@ -41,10 +41,7 @@ class Curves:
 
 
 class Line:
-    """One line of text, "samples: 250 of 10,000", updated in place; pass it as a `progress` argument.
-
-    Used again in another cell of a notebook, it starts a new line there.
-    """
+    """One line of text, "samples: 250 of 10,000", updated in place, anew in another cell: a `progress` argument."""
 
     def __init__(self, name: str):
         self.name, self.handle, self.cell = name, None, None

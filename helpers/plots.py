@@ -105,8 +105,11 @@ def image_grid(
 ) -> Figure:
     """Images row by row, with a title, a caption below each, a title above each column and beside each row.
 
-    images: uint8 (N, 3, H, W), N from 0, `columns` of them side by side, `inch` wide each.
+    images: uint8 (N, 3, H, W), N from 0.
+    columns: images side by side, from 1.
+    title: of the whole.
     captions, column_titles, row_titles: one for each image, column, row; what is too much is left out.
+    inch: the width of an image.
     Raises ValueError on images of another kind.
     """
     images = torch.as_tensor(images)
@@ -137,10 +140,7 @@ def _label(axes: np.ndarray, captions: Sequence[str], columns: Sequence[str], ro
 
 
 def animation(frames: Tensor, columns: int) -> Image:
-    """Frames uint8 (F, N, 3, H, W), N images side by side in rows of `columns`, played there and back, 3 times larger.
-
-    An animated PNG: browsers play it without any program, and where it does not play it shows the first frame.
-    """
+    """An animated PNG of frames uint8 (F, N, 3, H, W), in rows of `columns`, played there and back, 3 times larger."""
     large = frames.repeat_interleave(3, dim=3).repeat_interleave(3, dim=4)
     sheets = [make_grid(frame, columns, padding=0, pad_value=255).permute(1, 2, 0).numpy() for frame in large]
     pages = [PIL.Image.fromarray(sheet) for sheet in [*sheets, *sheets[-2:0:-1]]]
@@ -228,7 +228,12 @@ def bars(values: dict[str, float], *, title: str, ours: set[str] | None = None) 
 
 @in_our_look
 def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: str, log_x: bool = False) -> Figure:
-    """Curves, name -> (x values, y values), both (N,); x and y: the axes' labels; log_x: a logarithmic x axis."""
+    """Lines with dots at their points.
+
+    curves: name -> (x values, y values), both (N,).
+    x, y, title: labels of the axes, and what stands above.
+    log_x: whether the x axis is logarithmic.
+    """
     figure, axes = empty(size=(6, 2.8))
     axis = axes[0][0]
     for (name, points), colour in zip(curves.items(), colours(len(curves)), strict=True):

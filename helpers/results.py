@@ -38,8 +38,7 @@ class Card(dict):
 
 def newest(runs: str | Path, *names: str) -> Path:
     """The folder to read these cards from: `runs` where runs of yours have left all of them, else what is shipped."""
-    runs = Path(runs)
-    return runs if all((runs / f"{name}.json").exists() for name in names) else WEIGHTS
+    return Path(runs) if all(Path(runs, f"{name}.json").exists() for name in names) else WEIGHTS
 
 
 def _number(value: Tensor | np.generic) -> float | int | list:
@@ -95,10 +94,11 @@ def save_weights(
 ) -> dict:
     """Write the weights folder/name.pt and their result card folder/name.json; return the card.
 
-    name, folder: where to.
+    name: of both files.
     module: whose state is written.
     card: what to say of it; the weights' SHA-256 is added. What an earlier card of the very same weights says beyond
         this one, such as a FID, is kept.
+    folder: where to; made, if it is not there.
     example: arguments of the module, whose answer is noted, so that `load_weights` knows whether it is the same net.
     Raises DataError where the folder cannot be written to.
     """

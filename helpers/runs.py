@@ -38,8 +38,9 @@ class Run:
     ...         …  # batch, loss, backward, step, EMA
     ...         run.log(loss=loss)
 
-    folder, name: the checkpoint is folder/name-HASH.ckpt, with a hash of the settings, so that a run with other
-        settings never meets, and never overwrites, this one.
+    folder: of the checkpoint; made, if it is not there.
+    name: the checkpoint is name-HASH.ckpt, with a hash of the settings, so that a run with other settings never meets,
+        and never overwrites, this one.
     settings: whatever makes two runs differ, among it "steps", "seed", "lr", "warmup" and "lr_decay" (`lr_factor`).
     save_every: steps between two checkpoints, each written atomically and verified by its SHA-256 when it is read.
     show: called with (steps done, history) at the start and after each step.

@@ -18,6 +18,11 @@ def _refuse(name: str, what: str, value: object) -> None:
     raise ValueError(f"{name} must be {what}, got {value!r}")
 
 
+def _is_number(value: object, kind: type, least: float, most: float) -> bool:
+    finite = isinstance(value, kind) and not isinstance(value, bool) and -math.inf < value < math.inf
+    return finite and least <= value <= most
+
+
 def number(least: float = -math.inf, most: float = math.inf, *, multiple: int = 0) -> Rule:
     """A finite number from `least` to `most`; a whole one, a multiple of `multiple`, where that is given."""
     kind = numbers.Integral if multiple else numbers.Real
@@ -26,9 +31,7 @@ def number(least: float = -math.inf, most: float = math.inf, *, multiple: int = 
     what = ", ".join([what, *filter(None, [" and ".join(limits)])])
 
     def rule(name: str, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, kind) or not -math.inf < value < math.inf:
-            _refuse(name, what, value)
-        if not least <= value <= most or (multiple and value % multiple):
+        if not _is_number(value, kind, least, most) or (multiple and value % multiple):
             _refuse(name, what, value)
 
     return rule
@@ -47,15 +50,28 @@ def choice(*allowed: object) -> Rule:
     return rule
 
 
-def several(of: Rule, count: int | None = None, distinct: bool = False) -> Rule:
-    """A list of values that keep a rule, at least one or exactly `count`, each another where they must be distinct."""
+def _is_list(value: object, count: int | None) -> bool:
+    return isinstance(value, list | tuple) and len(value) == (count or max(1, len(value)))
+
+
+def several(of: Rule, count: int | None = None) -> Rule:
+    """A list of values that keep a rule: exactly `count`, or at least one."""
 
     def rule(name: str, value: object) -> None:
-        if not isinstance(value, list | tuple) or len(value) != (count or max(1, len(value))):
+        if not _is_list(value, count):
             _refuse(name, f"a list of {count or 'one or more'} values", value)
         for i, part in enumerate(value):
             of(f"{name}[{i}]", part)
-        if distinct and len(set(value)) < len(value):
+
+    return rule
+
+
+def distinct(of: Rule) -> Rule:
+    """A list that keeps a rule, each of its values another."""
+
+    def rule(name: str, value: object) -> None:
+        of(name, value)
+        if len(set(value)) < len(value):
             _refuse(name, "different values", value)
 
     return rule
@@ -92,7 +108,7 @@ RULES = {
     "PREDICTION": choice("edm", "epsilon"),
     "OPTIMIZER": choice("muon", "adam"),
     "SEED": SEED,
-    **dict.fromkeys(("SEEDS", "SAMPLE_SEEDS"), several(SEED, distinct=True)),
+    **dict.fromkeys(("SEEDS", "SAMPLE_SEEDS"), distinct(several(SEED))),
     **dict.fromkeys(("PARAMETER_LIMIT", "STEP_LIMIT", "STEPS", "BATCH", "SAVE_EVERY", "NEON_SAMPLES", "VIEWS"), COUNT),
     **dict.fromkeys(("LR", "PAPER_LR", "LR_DECAY", "LABEL_DROPOUT"), number(0, 1)),
     **dict.fromkeys(("WARMUP", "WEIGHT_DECAY", "P_STD"), number(0)),

@@ -59,10 +59,9 @@ def recorded(function: Callable[..., Tensor | None], device: torch.device, warm_
     """`function` as one CUDA graph, so that the GPU never waits for Python to name a kernel; off the GPU, itself.
 
     function(*tensors) -> a tensor or None. Its first calls run as they are, the next one is recorded, and from then on
-    the recording is played. A recording knows addresses, not names: whatever the function uses besides its arguments
-    (weights, gradients, an optimiser's state) must be tensors on the device that stay in their places, and the result
-    is overwritten by the next call. Random numbers are new each time and follow `torch.manual_seed`.
-    Source: PyTorch's documentation of CUDA graphs, "whole-network capture".
+    the recording is played. Whatever the function uses besides its arguments (weights, gradients, an optimiser's state)
+    must be tensors on the device that stay in their places; the result is overwritten by the next call. Random numbers
+    follow `torch.manual_seed`. Source: PyTorch's documentation of CUDA graphs, "whole-network capture".
     """
     if device.type != "cuda":
         return function
@@ -92,8 +91,7 @@ def recorded(function: Callable[..., Tensor | None], device: torch.device, warm_
 class EMA:
     """Exponential moving average of a module's parameters, kept in `.module` (eval mode, no gradients).
 
-    The decay ramps up as (1 + n) / (10 + n) until it reaches `decay`, so early averages follow the weights.
-    Call `update` after each optimiser step. Buffers are copied.
+    Call `update` after each optimiser step. The decay ramps up as (1 + n) / (10 + n) to `decay`. Buffers are copied.
     """
 
     def __init__(self, module: nn.Module, decay: float):

@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Class-conditional U-Net; the defaults are the looped one, which is shipped; `plain` is the one before it.
+    """Class-conditional U-Net; the defaults are the looped U-Net, which is shipped, `plain` the plain one.
 
     widths: channels of each level, multiples of 8 (else ValueError); level l works at 1 / 2^l of the resolution.
     blocks: how many a level has on the way down, and as many on the way up, but for the last.
@@ -111,10 +111,7 @@ class UNet(nn.Module):
         super().__init__()
         self.classes, self.widths = classes, widths
         self.loops = loops = loops or tuple(range(1, len(widths) + 1))
-        if any(width % 8 for width in widths) or not len(widths) == len(blocks) == len(loops):
-            raise ValueError(f"widths must be multiples of 8, as many as blocks and loops: {widths}, {blocks}, {loops}")
-        if max(loops) > 1 and not transitions:
-            raise ValueError("loops need transitions: a block that feeds itself gives as many channels as it takes")
+        _check_levels(widths, blocks, loops, transitions)
         # Embeddings: noise level and class -> a scale and a shift for each channel of a level.
         embedding = 128
         self.class_embedding = nn.Embedding(classes + 1, embedding)  # the last row is the null label
@@ -184,6 +181,13 @@ class UNet(nn.Module):
             if level == len(self.loops) - 1:
                 x = self.attention(x)
         return x
+
+
+def _check_levels(widths: tuple, blocks: tuple, loops: tuple, transitions: bool) -> None:
+    if any(width % 8 for width in widths) or not len(widths) == len(blocks) == len(loops):
+        raise ValueError(f"widths must be multiples of 8, as many as blocks and loops: {widths}, {blocks}, {loops}")
+    if max(loops) > 1 and not transitions:
+        raise ValueError("loops need transitions: a block that feeds itself gives as many channels as it takes")
 
 
 def plain(widths: tuple[int, int, int] = (32, 72, 96), classes: int = 100) -> UNet:

@@ -82,8 +82,11 @@ def walk_explorer(
 ) -> w.Widget:
     """Move between two samples: two classes, two seeds, a guidance scale, and the position on the way.
 
-    classes: names in label order; start: the two classes shown first.
-    guidance: the scale shown first; interval: the noise levels at which it acts.
+    denoiser: a trained one.
+    classes: names in label order.
+    start: the two classes shown first.
+    guidance: the scale shown first, from 0.
+    interval: the noise levels at which guidance acts, (low, high).
     frames: positions on the way, from 2; each is one `interpolation.between`, kept once it is sampled.
     steps: of the solver, for each frame.
     Raises ValueError for a class that is not there.
@@ -126,7 +129,10 @@ def sample_explorer(
 ) -> w.Widget:
     """`count` samples of a class: choose the class, the seed, the guidance scale, and the number of solver steps.
 
-    start: the class shown first; the rest as in `walk_explorer`. Raises ValueError for a class that is not there.
+    denoiser, classes, guidance, interval: as in `walk_explorer`.
+    start: the class shown first.
+    count: samples, from 1.
+    Raises ValueError for a class that is not there.
     """
 
     def draw(label: int, seed: int, guidance: float, steps: int) -> bytes:

@@ -276,3 +276,18 @@ def test_a_rebuilt_set_has_the_official_sizes(monkeypatch):
         assert labels.dtype == torch.int64
         if split == "test":
             assert (labels.bincount() == 500).all()
+
+
+@pytest.mark.parametrize(
+    ("library", "load", "advice"),
+    [("CIFAR100", data.cifar100, "put cifar-100-python/ into DATA_ROOT"),
+     ("MNIST", data.digits, "put its four files into DATA_ROOT/MNIST/raw")],
+)  # fmt: skip
+def test_what_goes_wrong_in_torchvision_becomes_advice(tmp_path, monkeypatch, library, load, advice):
+    def fail(*_, **__):
+        raise RuntimeError("Dataset not found or corrupted.")
+
+    monkeypatch.setattr(f"torchvision.datasets.{library}", fail)
+    for split in ("train", "test"):
+        with pytest.raises(data.DataError, match=f"Dataset not found.*or {advice}"):
+            load(tmp_path, split)

@@ -9,7 +9,7 @@ from cleanfid.resize import build_resizer
 from PIL import Image
 from torch.nn import functional as F
 
-from helpers import data, fid
+from helpers import data, demo, fid
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +70,6 @@ class Layer(torch.nn.Module):
     def forward(self, x):
         x = F.conv2d(x, self.weight.to(x.dtype))
         return F.relu(F.batch_norm(x, self.mean, self.var, None, self.beta, False, 0.1, 0.001)).contiguous()
-
-
-class Branches(torch.nn.Module):
-    """Branches side by side: an average and a 1×1 convolution, and another average that serves two convolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.one, self.pooled, self.wide = Layer(3, 8, 3), Layer(8, 4, 1), Layer(8, 4, 1), Layer(8, 4, 3)
-        self.small = torch.nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
-        self.large = torch.nn.AvgPool2d(5, stride=1, padding=2, count_include_pad=False)
-
-    def forward(self, x):
-        x = self.first(x)
-        pooled = self.large(x)
-        wide = F.pad(self.wide(pooled), (1, 1, 1, 1))
-        return torch.cat([self.one(self.small(x)), self.pooled(pooled), wide], dim=1)
 
 
 def test_frechet_distance_of_known_gaussians(rng):
@@ -159,18 +143,12 @@ def test_precision_counts_who_lies_within_the_third_neighbour():
         assert fid.precision_recall(torch.full((4, 1), x), real)[0] == inside
 
 
-def test_an_extractor_asks_for_the_network_at_once_from_its_root_and_the_demo_needs_none(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(fid, "load_network", lambda *where: asked.append(where) or (lambda x: x.mean(dim=(2, 3))))
-    images, counts = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), []
-    extract = fid.extractor(tmp_path, "cpu", progress=lambda *count: counts.append(count))
-    assert asked == [(tmp_path, "cpu")]
-    for _ in range(2):
-        assert extract(images).shape == (3, 3)
-    assert counts == [(3, 3)] * 2
-    pixels = fid.extractor(tmp_path, demo=True)(images)
-    assert torch.equal(pixels, images[:, :, ::4, ::4].flatten(1).float())
-    assert len(asked) == 1
+def test_the_demos_network_is_pixels():
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    found = fid.features(images, demo.pixels)
+    assert found.shape == (3, 192)
+    large = (fid.resize_matrix(32) @ images.float() @ fid.resize_matrix(32).T).clamp(0, 255)
+    torch.testing.assert_close(found.view(3, 3, 8, 8), large[:, :, ::40, ::40])
 
 
 def test_fewer_samples_than_features(rng):

@@ -53,6 +53,21 @@ def test_muon_equals_adam_and_torchs_own_muon_on_their_shares():
         assert float((moved - expected).norm() / expected.norm()) < 0.02, name  # theirs computes in bfloat16
 
 
+def test_weights_of_one_shape_take_each_its_own_step():
+    torch.manual_seed(0)
+    both = nn.ModuleList([nn.Linear(12, 20, bias=False) for _ in range(2)])
+    start, gradients = [layer.weight.detach().clone() for layer in both], torch.randn(2, 20, 12)
+    for layer, gradient in zip(both, gradients, strict=True):
+        layer.weight.grad = gradient.clone()
+    muon.Muon(both, lr=0.01).step()
+    for layer, before, gradient in zip(both, start, gradients, strict=True):
+        alone = nn.Linear(12, 20, bias=False)
+        alone.weight.data.copy_(before)
+        alone.weight.grad = gradient.clone()
+        muon.Muon(alone, lr=0.01).step()
+        torch.testing.assert_close(layer.weight, alone.weight)
+
+
 def test_orthogonalise_brings_the_singular_values_near_one():
     torch.manual_seed(0)
     two = [torch.randn(2, *shape) for shape in ((12, 30), (30, 12), (12, 20), (9, 40))]

@@ -111,6 +111,15 @@ def in_notebook_1():
     assert 1.8 < mistakes["separate readers"] / mean(full) < 2
     assert all(sum(map(float.__gt__, errors[worse], full)) == 3 for worse in ("no jitter", "constant learning rate"))
     assert abs(mistakes["no EMA"] - mean(full)) < stdev(full)
+    gains = [mean(over(card, "test_accuracy_tta")) - mean(over(card, "test_accuracy")) for card in (paper, best)]
+    assert 0.01 < gains[0] < 0.015  # "more than a point"
+    assert abs(gains[1]) < stdev(over(best, "test_accuracy"))  # "nothing that three seeds could show"
+    assert len(load_card("classifier_ingredients")["settings"]["seeds"]) == 3
+    long = load_card("classifier_learned_sum")["settings"]
+    assert (long["steps"], long["seeds"], 3 * long["batch"]) == (best["steps"], [0], best["settings"]["batch"])
+    misread = over(best, "misread_digits")
+    said = f"every seed's net misreads: on MNIST {len(set.intersection(*map(set, misread)))} of its {len(misread[0])}."
+    assert said in " ".join(markdown(1).split())
     worst = "{:.0f} errors in 10,000 become {:.0f} without jitter and {:.0f} at a constant learning rate"
     named = [10_000 * mistakes[name] for name in ("all of them", "no jitter", "constant learning rate")]
     assert worst.format(*named) in " ".join(markdown(1).split())
@@ -118,7 +127,9 @@ def in_notebook_1():
     apart = [abs(b - a) for a, b in zip(coarse["float32"], coarse["bfloat16"], strict=True)]
     steps = [mean(of[i] for of in paper["history"]["accuracy"]) for i in (89, 90)]  # before and after nine tenths
     speed = load_card("speed_cuda")["rows"]
-    faster = speed["notebook loop, compiled"]["images_per_second"] / speed["notebook loop"]["images_per_second"]
+    eager, compiled = speed["notebook loop"], speed["notebook loop, compiled"]
+    faster = compiled["images_per_second"] / eager["images_per_second"]
+    assert compiled["peak_memory_mib"] < eager["peak_memory_mib"] / 2
     tests, first = (mean(over(card, "test_accuracy")) for card in (best, paper)), (best["seeds"][0], paper["seeds"][0])
     best_tests, paper_tests = tests
     return (
@@ -151,7 +162,12 @@ def in_notebook_2():
     assert default["fid"] < without["fid"]
     assert default["kid"] < without["kid"]
     assert default["recall"] > without["recall"]
-    r = card["settings"]
+    assert default["precision"] < without["precision"]
+    r, fids = card["settings"], [of["metrics"]["fid"] for of in (paper, plain, card)]
+    assert (r["batch"], plain["settings"]["batch"], r["steps"]) == (176, 384, 49_000)
+    told = " ".join(markdown(2).split())
+    assert f"ours needs {card['metrics']['denoiser_evaluations']}, or {fewer['evaluations']} at some loss" in told
+    assert re.search("reaches {:.2f} with us .* guidance {:.2f}. .* to {:.2f};".format(*fids), told)
     published = {"91.78", "11.25", "12.87"}
     chosen = {"0.0001", "0.001", "2.5", "3.0", "3.25", "5%", "0.18", "0.4"}  # rates, scales, an axis, a noise level
     seen = (r["steps"] * r["batch"] / 1e6, r["neon"]["steps"] * r["batch"] / 1e6)
@@ -182,7 +198,9 @@ def in_notebook_3():
     fresh = [length[f"DDPM, fresh noise; class {way}"] for way in ("switches", "slerp")]
     assert all(shared[count] < glide[count] for count in (10, 19, 37))  # deterministic is not what shortens a path
     lerps = "deterministic, noise lerp; class slerp", "deterministic, noise slerp; class lerp"
+    assert card["smoothness"]["pairs"] == len(rows[slerps]["each"]) == 12
     apart = [[a - b for a, b in zip(rows[of]["each"], rows[slerps]["each"], strict=True)] for of in lerps]
+    assert mean(apart[0]) > 0 > mean(apart[1])  # longer by the straight line through noise, shorter by the other
     start, on_sphere = middles["starting points"], middles["slerp of noise"]
     both = middles["slerp of noise and class"]["mean_distance"]
     return (

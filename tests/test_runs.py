@@ -101,8 +101,13 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
     def train():
         with _run(tmp_path, save_every=2) as run:
             for step in run:
-                run.log(loss=torch.tensor(float("nan") if step == 2 else 1.0))  # not the last before a save
+                run.log(loss=torch.tensor(float("nan") if step == bad else 1.0))
 
+    bad = 4  # the last
+    with pytest.raises(TrainingError, match=r"not finite near step 5.*checkpoint of step 4 is intact"):
+        train()
+    next(tmp_path.glob("*.ckpt")).unlink()
+    bad = 2  # not the last before a save
     with pytest.raises(TrainingError, match=r"not finite near step 4.*lower LR"):
         train()
     with _run(tmp_path) as again:
@@ -141,8 +146,9 @@ def test_an_interrupt_says_where_the_run_stands(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "up to step 4:" in said
     assert run.path.name in said
-    with _run(tmp_path) as again:  # the lock is free
-        assert again.done == 4
+    with pytest.raises(KeyboardInterrupt):  # the lock is free
+        _train(_run(tmp_path), until=4)
+    assert "up to step 4:" in capsys.readouterr().out  # what it found there
 
 
 @pytest.mark.parametrize(
@@ -251,16 +257,24 @@ def test_a_run_goes_on_with_a_gradscaler_that_it_did_not_begin_with(tmp_path):
 def test_a_checkpoint_of_another_shape_is_refused_and_changes_nothing(tmp_path):
     def run(width, steps_used):
         torch.manual_seed(width)
-        net, limits = nn.Linear(2, width), budget.Budget(parameters=99, steps=9)
+        net, limits = nn.Linear(2, 3), budget.Budget(parameters=99, steps=9)
         limits.steps_used = steps_used
-        return Run(tmp_path, "run", RECIPE, limits=limits, optimizer=muon.Muon(net, 0.1), net=net)
+        other = nn.Linear(2, width)
+        optimizer = muon.Muon(other, 0.1)
+        return Run(tmp_path, "run", RECIPE, net=net, limits=limits, optimizer=optimizer, other=other)
 
     _train(run(3, 5))
     resumed = run(4, 0)
     before = _states(resumed)
     with pytest.raises(TrainingError, match="of another shape or an older version: move it away"), resumed:
         pass
-    assert same(_states(resumed), before)  # the budget, too, which had been loaded before the net was refused
+    assert same(_states(resumed), before)  # the net and the budget, too, which had been loaded before one was refused
+
+
+def test_a_checkpoint_with_other_parts_is_refused(tmp_path):
+    _stopped(tmp_path, 3)
+    with pytest.raises(TrainingError, match="other settings"), _run(tmp_path, more=nn.Linear(2, 2)):
+        pass
 
 
 @pytest.mark.parametrize("lost", ["step", "history", "settings", "code", "made", "parts"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import settings
-from helpers.settings import choice, folder, number, pair, several, whole
+from helpers.settings import choice, distinct, folder, number, pair, several, whole
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from helpers.settings import choice, folder, number, pair, several, whole
         (number(8, multiple=8), [8, 16], [12, 0, 8.0], "a multiple of 8, at least 8"),
         (several(number(0)), [[1, 2.5], (0,)], [3, [], "12"], "a list of one or more values"),
         (several(number(0), 3), [[1, 2, 3]], [[1, 2], (1, 2, 3, 4), 3], "a list of 3 values"),
-        (several(whole(), distinct=True), [[3, 4]], [[3, 3]], "different values"),
+        (distinct(several(whole())), [[3, 4]], [[3, 3]], "different values"),
         (pair(number(0)), [(0.0, 6.0), [1, 1]], [(6.0, 0.05)], r"a pair \(low, high\)"),
         (pair(number(0)), [], [3, (1, 2, 3)], "a list of 2 values"),
         (folder, ["runs", Path("runs"), "~"], [" ", "", 3, None], "the path of a folder"),
@@ -122,7 +122,7 @@ def test_choices_and_shapes():
     for name, values in allowed.items():
         for value in values:
             settings.check({name: value})
-        for wrong in ("other", None, [], (4, 8, 8), (-1, 2)):
+        for wrong in ("other", None, [], (4, 8, 8), (8, 8, 1_032), (-1, 2)):
             with pytest.raises(ValueError, match=rf"^{name}(\[\d\])* must be"):
                 settings.check({name: wrong})
 

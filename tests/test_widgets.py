@@ -49,8 +49,20 @@ def test_walk_explorer_moves_between_classes_and_seeds(explorer):
     _find(explorer, w.FloatSlider, "guidance").value = 1.0
     assert picture.value != first
     _find(explorer, w.FloatSlider, "guidance").value = 3.0
-    _find(explorer, w.BoundedIntText, "seed").value = 9
+    seed_a, seed_b = (_find(row, w.BoundedIntText, "seed") for row in explorer.children[:2])
+    seed_b.value = 9
+    assert picture.value == first  # of the other end
+    seed_a.value = 9
     assert picture.value != first
+
+
+def test_walk_explorer_guides_in_its_interval(denoiser):
+    options = {"start": ("cat", "ant"), "guidance": 3.0, "frames": 3, "steps": 2}
+    everywhere, nowhere, unguided = (
+        bytes(_find(widgets.walk_explorer(denoiser, CLASSES, **options | how), w.Image, "").value)
+        for how in ({"interval": (0.0, 100.0)}, {"interval": (99.0, 100.0)}, {"interval": (0, 100), "guidance": 1.0})
+    )
+    assert everywhere != nowhere == unguided
 
 
 def test_play_drives_the_position(explorer):
