@@ -1,6 +1,8 @@
+import gc
 import hashlib
 import socket
 import threading
+import warnings
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -32,11 +34,15 @@ def _host_that_sends(answer):
                 kept[-1].recv(4096)
                 kept[-1].sendall(answer)
 
-    threading.Thread(target=serve, daemon=True).start()
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
     yield listener.getsockname()[1]
-    listener.close()
-    for connection in kept:
-        connection.close()
+    for each in (listener, *kept):
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)  # wakes the server, which then ends
+    server.join(timeout=5)
+    for each in (listener, *kept):
+        each.close()
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,10 @@ def test_whatever_a_host_answers_becomes_one_sentence_with_a_way_out(tmp_path, m
         files.download(f"http://127.0.0.1:{port}/file", tmp_path / "target.bin", hint="skip it")
     assert "()" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+    with warnings.catch_warnings():  # urllib leaves its end of what is no HTTP to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        del caught
+        gc.collect()
 
 
 def test_an_error_without_words_still_says_what_it_was():
