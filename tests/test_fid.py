@@ -7,7 +7,6 @@ import torch
 from cleanfid import fid as cleanfid
 from cleanfid.resize import build_resizer
 from PIL import Image
-from torch.nn import functional as F
 
 from helpers import data, demo, fid
 
@@ -55,21 +54,6 @@ def test_resizing_by_matrices_equals_clean_fid(shape, rng):
     assert theirs.min() == 0
     assert theirs.max() == 255
     torch.testing.assert_close(resized[0][0], theirs, rtol=0, atol=1e-3)
-
-
-class Layer(torch.nn.Module):
-    """A layer as the published network writes it: weights cast, a batch norm without gain, ReLU, a copy."""
-
-    def __init__(self, channels_in: int, channels: int, kernel: int):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(channels, channels_in, kernel, kernel))
-        self.beta = torch.nn.Parameter(torch.randn(channels))
-        self.register_buffer("mean", torch.randn(channels))
-        self.register_buffer("var", torch.rand(channels) + 0.5)
-
-    def forward(self, x):
-        x = F.conv2d(x, self.weight.to(x.dtype))
-        return F.relu(F.batch_norm(x, self.mean, self.var, None, self.beta, False, 0.1, 0.001)).contiguous()
 
 
 def test_frechet_distance_of_known_gaussians(rng):
