@@ -1,4 +1,4 @@
-"""Where AddNIST and CIFAR-100 come from: official files, a rebuilt set, or a demo; as uint8 tensors."""
+"""Where AddNIST and CIFAR-100 come from: official files, a rebuilt set, a demo; what travels along; uint8 tensors."""
 
 import hashlib
 import io
@@ -24,6 +24,11 @@ ADDNIST_SHA256 = {
     "valid_y": "51066b7a3643593bcb13acdc54eadc27e1768ccc4ea6a6af0d4bf4d49ed6b6c6",
     "test_y": "3515838c2ecd948a76dc56ce471e46cbdb7f7ada58d7f41b660135e416a537bf",
 }
+TRAVEL = Path(__file__).resolve().parent.parent / "weights"  # what travels with the bundle: real images, to test on
+TRAVEL_SHA256 = {
+    "mnist_test": "af5595f05f0cc260498196e07655cfa443d2d96874d5ba0dcfeaea06defbda81",
+    "photographs": "aae32d57f0306040ddfd37ac4216b385e7442bcaf62e7a19a29f804ed58d9d19",
+}
 OTHER_WAYS = "set DATA = 'rebuilt', which rebuilds it from MNIST, or DATA = 'demo'"
 
 
@@ -46,6 +51,7 @@ def addnist(root: str | Path, split: str, source: str = "official") -> tuple[Ten
         made of those of MNIST's training digits that neither of the first two holds, each in at most five images.
     source: "official" takes root/AddNIST/*.npy, downloaded on first use and verified; "rebuilt" draws from MNIST by the
         authors' recipe, with a fixed seed (other samples than the official ones); "demo" from printed digits, fewer.
+        The rebuilt test set needs no download: MNIST's test digits travel with the bundle.
     Returns uint8 images (N, 3, 28, 28) and int64 labels (N,) in 0…19. Raises ValueError and DataError.
     """
     _check(split, source, ("train", "valid", "test", "unseen"))
@@ -53,21 +59,18 @@ def addnist(root: str | Path, split: str, source: str = "official") -> tuple[Ten
         return _addnist_of_unseen_digits(root, source)
     if source == "official":
         return _addnist_official(Path(root) / "AddNIST", split)
-    pools = [digits(root, part, source) for part in ("train", "test")]
-    return _addnist_from_digits(*pools, split, per_class=(400, 60) if source == "demo" else (3000, 500))
+    pool = digits(root, "test" if split == "test" else "train", source)
+    return _addnist_from_digits(pool, split, per_class=(400, 60) if source == "demo" else (3000, 500))
 
 
 def _addnist_of_unseen_digits(root: str | Path, source: str) -> tuple[Tensor, Tensor]:
-    if source == "demo":
-        images, labels = demo.digits(2)
-    else:
-        images, labels = digits(root, "train", source)
-        sets = (addnist(root, split, source)[0] for split in ("train", "valid"))
-        seen = {digit.tobytes() for of in sets for digit in of.view(-1, 784).numpy()}
-        unseen = torch.tensor([digit.tobytes() not in seen for digit in images.view(-1, 784).numpy()])
-        if unseen.float().mean() > 0.5:
-            raise DataError(f"MNIST's digits are not those of AddNIST's images: {OTHER_WAYS}.")
-        images, labels = images[unseen], labels[unseen]
+    images, labels = digits(root, "train", source)
+    sets = (addnist(root, split, source)[0] for split in ("train", "valid"))
+    seen = {digit.tobytes() for of in sets for digit in of.view(-1, 784).numpy()}
+    unseen = torch.tensor([digit.tobytes() not in seen for digit in images.view(-1, 784).numpy()])
+    if unseen.float().mean() > 0.5:
+        raise DataError(f"MNIST's digits are not those of AddNIST's images: {OTHER_WAYS}.")
+    images, labels = images[unseen], labels[unseen]
     # Five times all digits in a random order, three by three; what does not add up to one of AddNIST's labels is left.
     rng, some = np.random.default_rng(0), len(labels) // 3 * 3
     rows = torch.from_numpy(np.concatenate([rng.permutation(len(labels))[:some].reshape(-1, 3) for _ in range(5)]))
@@ -79,17 +82,45 @@ def _addnist_of_unseen_digits(root: str | Path, source: str) -> tuple[Tensor, Te
 def digits(root: str | Path, split: str, source: str = "official") -> tuple[Tensor, Tensor]:
     """The single digits that AddNIST adds up, with labels of their own: MNIST; or, source "demo", printed digits.
 
-    split: "train" (60,000; demo 2,000) or "test" (10,000; demo 500); source as in `addnist`. MNIST comes through
-    torchvision, downloaded on first use. Returns uint8 images (N, 28, 28) and int64 labels (N,). Raises DataError.
+    split: "train" (60,000; demo 2,000) or "test" (10,000; demo 500); source as in `addnist`. MNIST's training digits
+    come through torchvision, downloaded on first use; its test digits travel with the bundle. Returns uint8 images
+    (N, 28, 28) and int64 labels (N,). Raises DataError.
     """
     _check(split, source)
     if source == "demo":
         return tuple(part.clone() for part in demo.digits(int(split == "test")))  # drawn once, and nobody's to change
+    if split == "test":
+        return _travelling("mnist_test")
     from torchvision.datasets import MNIST
 
     with clear_errors("MNIST", "put its four files into DATA_ROOT/MNIST/raw, or set DATA = 'demo'"):
-        mnist = MNIST(str(root), train=split == "train", download=True)
+        mnist = MNIST(str(root), train=True, download=True)
     return mnist.data, mnist.targets
+
+
+def photographs() -> tuple[Tensor, Tensor]:
+    """The first eight test images of CIFAR-100, which travel with the bundle, and their labels; as in `cifar100`."""
+    return _travelling("photographs")
+
+
+def _travelling(name: str) -> tuple[Tensor, Tensor]:
+    path = TRAVEL / f"{name}.npz"
+    content = path.read_bytes() if path.exists() else b""
+    arrays = np.load(io.BytesIO(verified(content, TRAVEL_SHA256[name], path.name, "restore it with git")))
+    return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"].astype(np.int64))
+
+
+def digit_names(images: Tensor, pool: tuple[Tensor, Tensor]) -> Tensor:
+    """Which digit each channel of AddNIST images uint8 (N, 3, 28, 28) shows: int64 (N, 3), looked up in `pool`.
+
+    pool: (uint8 images (M, 28, 28), labels (M,)), such as `digits` returns. Raises DataError where a channel is none.
+    """
+    known = {digit.tobytes(): label for digit, label in zip(pool[0].numpy(), pool[1].tolist(), strict=True)}
+    try:
+        names = [known[digit.tobytes()] for digit in images.cpu().flatten(0, 1).numpy()]
+    except KeyError as error:
+        raise DataError("these images are not made of MNIST's digits, so nobody can name them.") from error
+    return torch.tensor(names).view(-1, 3)
 
 
 def _addnist_official(folder: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -128,8 +159,8 @@ def _read_npy(data: bytes, name: str) -> np.ndarray:
     return np.load(io.BytesIO(verified(data, ADDNIST_SHA256[name], f"{name}.npy", advice)), allow_pickle=False)
 
 
-def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_class: tuple[int, int], seed: int = 0):
-    """AddNIST's own recipe over any digits; pools are (uint8 images (N, 28, 28), labels (N,)).
+def _addnist_from_digits(pool: tuple[Tensor, Tensor], split: str, per_class: tuple[int, int], seed: int = 0):
+    """AddNIST's own recipe over any digits: pool is (uint8 images (N, 28, 28), labels (N,)), those of the split.
 
     Every triple of a class is drawn equally often, then exactly per_class = (train and valid, test) examples of each
     class are taken with replacement, shuffled, and the first part split 3 : 1 into train and valid. So many valid
@@ -138,16 +169,16 @@ def _addnist_from_digits(train_pool: tuple, test_pool: tuple, split: str, per_cl
     # Triples: three quarters of a class's share go to train and valid, the rest to test.
     triples = np.array([t for t in itertools.product(range(10), repeat=3) if 1 <= sum(t) <= 20])
     members = [triples[triples.sum(axis=1) - 1 == label] for label in range(20)]
-    # Draw: for each example three rows of the pool. Test comes second, from the same stream of random numbers.
-    rng = np.random.default_rng(seed)
-    rows, labels = _draw(rng, train_pool[1], members, [int(0.75 * len(of)) for of in members], per_class[0])
-    pool = train_pool[0]
+    # Draw: for each example three rows of the pool. Test comes second, from the same stream of random numbers, of which
+    # the first draw uses as many whatever the pool.
+    rng, (images, digit_labels) = np.random.default_rng(seed), pool
+    rows, labels = _draw(rng, digit_labels, members, [int(0.75 * len(of)) for of in members], per_class[0])
     if split == "test":
         rest = [len(of) - int(0.75 * len(of)) for of in members]
-        pool, (rows, labels) = test_pool[0], _draw(rng, test_pool[1], members, rest, per_class[1])
+        rows, labels = _draw(rng, digit_labels, members, rest, per_class[1])
     # Split.
     cut = {"train": slice(0, len(rows) * 3 // 4), "valid": slice(len(rows) * 3 // 4, None), "test": slice(None)}[split]
-    return pool[torch.from_numpy(rows[cut])], torch.from_numpy(labels[cut])
+    return images[torch.from_numpy(rows[cut])], torch.from_numpy(labels[cut])
 
 
 def _draw(rng: np.random.Generator, digits: Tensor, members: list[np.ndarray], shares: list[int], keep: int):

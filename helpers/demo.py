@@ -14,9 +14,9 @@ COLOURS = ("red", "orange", "yellow", "lime", "green", "teal", "blue", "violet",
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=2)
 def digits(seed: int) -> tuple[Tensor, Tensor]:
-    """Printed digits in place of MNIST's: uint8 (N, 28, 28), labels (N,). seed: 0 (2,000 to train on), 1 or 2 (500)."""
+    """Printed digits in place of MNIST's: uint8 (N, 28, 28), labels (N,). seed: 0 (2,000 to train on) or 1 (500)."""
     rng = np.random.default_rng(seed)
     labels = np.arange(10).repeat(50 if seed else 200)
     images = np.empty((len(labels), 28, 28), dtype=np.uint8)
@@ -27,11 +27,6 @@ def digits(seed: int) -> tuple[Tensor, Tensor]:
         ImageDraw.Draw(image).text(centre, str(digit), fill=255, font=font, anchor="mm")
         images[row] = np.asarray(image.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR))
     return torch.from_numpy(images), torch.from_numpy(labels)
-
-
-def pixels(images: Tensor) -> Tensor:
-    """In place of the FID network, which needs a download: (B, 3, 299, 299) -> every 40th pixel each way, (B, 192)."""
-    return images[:, :, ::40, ::40].flatten(1)
 
 
 def shapes(per_class: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,57 +1,59 @@
 """Drawings by code: nets (layers in a row, the U of the U-Net), the sum of digits, how a denoiser works."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor, nn
 
 from helpers.batches import normalise, to_uint8
 from helpers.budget import count_parameters
-from helpers.classifiers import DigitSumClassifier, log_sum_distribution
-from helpers.plots import BLUE, GREY, INK, ORANGE, blank, empty, image_grid, in_our_look
+from helpers.classifiers import DigitSumClassifier
+from helpers.plots import BLUE, INK, ORANGE, Picture, blank, empty, image_grid, in_our_look, said
+
+COLOUR_NAMES = "red", "green", "blue"
 
 
 @in_our_look
-def digit_sum(net: DigitSumClassifier, image: Tensor, digits: tuple[int, int, int]) -> Figure:
-    """How the net adds: each channel, the distribution of its digit, and the distribution of their sum.
+def digit_sum(net: DigitSumClassifier, image: Tensor, digits: Sequence[int]) -> Picture:
+    """How the net adds: the image, each channel, the distribution of its digit, and the net's answer, that of the sum.
 
-    Of the sum by totals, since here every triple is as frequent as another, and every sum can occur.
-    image: uint8 (3, 28, 28); digits: what it shows, drawn in orange.
+    image: uint8 (3, 28, 28); digits: the three that it shows, drawn in orange. AddNIST has no sum of 0 or above 20.
     """
     with torch.no_grad():
-        read = net.digit_log_probabilities(normalise(image[None]))  # (1, 3, 10)
-        sums = log_sum_distribution(read)[0].exp()  # (28,)
-    figure = blank((9, 2.6))
-    axes = figure.subplot_mosaic([["0", "1", "2", "sum"], ["r0", "r1", "r2", "sum"]], width_ratios=[1, 1, 1, 2.6])
-    for i, name in enumerate(("red", "green", "blue")):
+        x = normalise(image[None])
+        read, sums = net.digit_log_probabilities(x)[0].exp(), net(x)[0].exp()  # (3, 10), (20,)
+    figure, total, best = blank((8.2, 2.7)), sum(digits), int(sums.argmax())
+    axes = figure.subplot_mosaic([["image", "0", "1", "2", "sum"], ["image", "r0", "r1", "r2", "sum"]],
+                                 width_ratios=[1.1, 1, 1, 1, 2.4])  # fmt: skip
+    axes["image"].imshow(image.permute(1, 2, 0).numpy())
+    axes["image"].axis("off")
+    for i, name in enumerate(COLOUR_NAMES):
         axes[str(i)].imshow(image[i].numpy(), cmap="gray", vmin=0, vmax=255)
         axes[str(i)].axis("off")
         axes[str(i)].set_title(f"{name}: {digits[i]}", loc="center")
-        _distribution(axes[f"r{i}"], read[0, i].exp(), digits[i], range(10))
-        axes[f"r{i}"].set_xlabel(f"read {int(read[0, i].argmax())}")
-    total = sum(digits)
-    _distribution(axes["sum"], sums, total, range(0, 28, 3))
-    axes["sum"].axvspan(-0.5, 0.5, color=GREY, alpha=0.15, linewidth=0)
-    axes["sum"].axvspan(20.5, 27.5, color=GREY, alpha=0.15, linewidth=0)
-    axes["sum"].set(xlabel="sum (orange: the true one; grey: sums that AddNIST has no label for)", xlim=(-0.7, 27.7))
-    axes["sum"].set_title(f"{' + '.join(map(str, digits))} = {total}; read {int(sums.argmax())} ({sums.max():.1%})")
+        _distribution(axes[f"r{i}"], range(10), read[i], digits[i])
+        axes[f"r{i}"].set_xlabel(f"read {int(read[i].argmax())}")
+    _distribution(axes["sum"], range(1, 21), sums, total)
+    known = "orange: the true one" if 1 <= total <= 20 else f"AddNIST has no label for {total}"
+    axes["sum"].set(xlabel=f"sum ({known})", xticks=range(1, 21, 3))
+    axes["sum"].set_title(f"{' + '.join(map(str, digits))} = {total}; read {best + 1} ({sums.max():.1%})")
+    said_by = ", ".join(f"{name} {digits[i]}, read {int(read[i].argmax())}" for i, name in enumerate(COLOUR_NAMES))
+    figure.alt = said("An AddNIST image taken apart and added up", said_by, axes["sum"].get_title(loc="left"))
     return figure
 
 
-def _distribution(axis, probabilities: Tensor, true: int, ticks: range) -> None:
-    colours = [ORANGE if i == true else BLUE for i in range(len(probabilities))]
-    axis.bar(range(len(probabilities)), probabilities.numpy(), color=colours)
-    axis.set(ylim=(0, 1.05), yticks=[0, 1], xticks=ticks)
-    axis.tick_params(labelsize=7)
+def _distribution(axis, values: range, probabilities: Tensor, true: int) -> None:
+    axis.bar(values, probabilities.numpy(), color=[ORANGE if value == true else BLUE for value in values])
+    axis.set(ylim=(0, 1.05), yticks=[0, 1], xticks=values)
+    axis.tick_params(labelsize=7.5)
 
 
 def _box(axis, x: float, y: float, w: float, h: float, text: str, colour: str, under: str = "") -> None:
     axis.add_patch(Rectangle((x, y - h / 2), w, h, facecolor=colour, edgecolor=INK, linewidth=0.8))
-    axis.text(x + w / 2, y, text, ha="center", va="center", fontsize=7, rotation=90 if h > 1.6 * w else 0)
+    axis.text(x + w / 2, y, text, ha="center", va="center", fontsize=8, rotation=90 if h > 1.6 * w else 0)
     if under:
-        axis.text(x + w / 2, y - h / 2 - 0.12, under, ha="center", va="top", fontsize=6.5, color="#555555")
+        axis.text(x + w / 2, y - h / 2 - 0.12, under, ha="center", va="top", fontsize=7.5, color="#444444")
 
 
 def _arrow(axis, start: tuple[float, float], end: tuple[float, float], **style) -> None:
@@ -97,7 +99,7 @@ def _row_of_layers(axis, rows: list[tuple[str, tuple[int, ...], int]], start: fl
 
 
 @in_our_look
-def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
+def layer_diagram(net: nn.Module, example: Tensor) -> Picture:
     """A net of plain layers drawn from left to right, as one forward pass of `example` (1, …) meets them.
 
     Convolutions (with their batch norm), linear layers and pools get a box with output shape and parameter count.
@@ -109,11 +111,12 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Figure:
     axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.6, 1.2))
     axis.axis("off")
     axis.set_title(f"{type(net).__name__}: output shapes and parameters, {sum(count for *_, count in rows):,} in all")
+    figure.alt = said(axis.get_title(loc="left"), *(f"{kind} {shape}" for kind, shape, _ in rows))
     return figure
 
 
 @in_our_look
-def adder_diagram(net: DigitSumClassifier) -> Figure:
+def adder_diagram(net: DigitSumClassifier) -> Picture:
     """The digit-sum net: three channels, one reader that serves them all, and the sum, which has no parameters."""
     rows = _layers(net.eval().reader, torch.zeros(1, 1, 28, 28))
     figure, axes = empty(size=(9, 3.2))
@@ -131,6 +134,10 @@ def adder_diagram(net: DigitSumClassifier) -> Figure:
     axis.axis("off")
     total = sum(count for *_, count in rows)
     axis.set_title(f"{type(net).__name__}: output shapes and parameters, {total:,} in all")
+    used = (
+        "red, green and blue go through one reader of digits; its three answers go into an exact sum of no parameters"
+    )
+    figure.alt = said(axis.get_title(loc="left"), used, *(f"{kind} {shape}" for kind, shape, _ in rows))
     return figure
 
 
@@ -155,7 +162,7 @@ def _boxes_of_the_u(net: nn.Module) -> tuple[list[tuple[int, str, int]], list[tu
 
 
 @in_our_look
-def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
+def unet_diagram(net: nn.Module, size: int = 32) -> Picture:
     """The U: a box a block, at its resolution, with its parameters; drawn from the net itself.
 
     An arc back to a box's own start: the block is used that many times in a row. Dashed: what skips the levels below.
@@ -185,34 +192,65 @@ def unet_diagram(net: nn.Module, size: int = 32) -> Figure:
     axis.set(xlim=(-1, len(boxes) * step), ylim=(-drop * len(net.down) + 0.4, 1.7))
     axis.axis("off")
     axis.set_title(f"{count_parameters(net):,} parameters")
+    figure.alt = said(
+        "A U-Net", axis.get_title(loc="left"), *(f"{size >> level}×{size >> level}: {text}" for level, text, _ in boxes)
+    )
     return figure
 
 
 @in_our_look
 def denoising_in_two_dimensions(
     points: Tensor, denoise: Callable[[Tensor, float], Tensor], sigmas: tuple[float, ...], way: Tensor
-) -> Figure:
+) -> Picture:
     """Where a denoiser of points in the plane sends a grid of them at some noise levels, and a way from noise to data.
 
     points (N, 2): the data, in -1.6…1.6; denoise(x (M, 2), sigma) -> (M, 2); way (steps, K, 2): K points on theirs.
     """
     figure, axes = empty(1, len(sigmas) + 1, (2.75 * (len(sigmas) + 1), 2.9))
-    grid = torch.cartesian_prod(*[torch.linspace(-1.5, 1.5, 11)] * 2)  # (121, 2)
+    grid = torch.cartesian_prod(*[torch.linspace(-1.5, 1.5, 9)] * 2)  # (81, 2)
     for axis, sigma in zip(axes[0][:-1], sigmas, strict=True):
         steps = denoise(grid, sigma) - grid
-        axis.quiver(*grid.T, *steps.T, angles="xy", scale_units="xy", scale=1, width=0.005)
+        axis.quiver(*grid.T, *steps.T, angles="xy", scale_units="xy", scale=1, width=0.004)
         axis.set_title(f"denoised at σ = {sigma}")
     axes[0][-1].plot(*way.permute(2, 0, 1), color=ORANGE, linewidth=0.9)
+    axes[0][-1].plot(*way[0].T, "o", color=ORANGE, markersize=4, markerfacecolor="white", label="noise")
+    axes[0][-1].plot(*way[-1].T, "o", color=INK, markersize=4, label="data", zorder=3)
     axes[0][-1].set_title("from noise to the data")
-    for axis in axes[0]:
-        axis.plot(*points.T, color=BLUE, linewidth=1.6, zorder=0)
-        axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
+    axes[0][-1].legend(loc="upper right", fontsize=8, handletextpad=0.1, borderpad=0.1)
+    for axis in axes[0][:-1]:
+        _plane(axis, points)
+    _plane(axes[0][-1], points, max(1.6, 1.05 * float(way.abs().max())))
+    ways = "Arrows from points to what a denoiser makes of them: a mean of the spiral, of more of it the higher σ is"
+    figure.alt = said(ways, f"σ = {', '.join(map(str, sigmas))}", "on the right, ways from noise to the spiral")
     return figure
+
+
+@in_our_look
+def neon_in_the_plane(points: Tensor, samples: dict[int, Tensor]) -> Picture:
+    """What `studies.neon_in_two_dimensions` drew, over the points: the pupil, the net, the best; and all distances."""
+    distances = {weight: float(torch.cdist(of, points).amin(dim=1).mean()) for weight, of in samples.items()}
+    best = min(distances, key=distances.get)
+    figure, axes = empty(1, 4, (11, 2.9))
+    shown = {"trained on its own samples": -1, "the network": 0, f"stepped away, w = {best}": best}
+    for axis, (title, weight) in zip(axes[0], shown.items(), strict=False):
+        axis.plot(*samples[weight].T, ".", color=ORANGE, markersize=2)
+        axis.set_title(title)
+        _plane(axis, points)
+    axes[0][-1].plot([*distances], [*distances.values()], "o-", color=BLUE, markersize=4)
+    axes[0][-1].set(title="distance from the spiral", xlabel="w", ylim=(0, 1.1 * max(distances.values())))
+    said_by = ", ".join(f"w = {weight}: {distance:.3f}" for weight, distance in distances.items())
+    figure.alt = said("Samples of points over a spiral, of three networks", f"mean distance from it, {said_by}")
+    return figure
+
+
+def _plane(axis, points: Tensor, size: float = 1.6) -> None:
+    axis.plot(*points.T, color=BLUE, linewidth=1.6, zorder=0)
+    axis.set(xlim=(-size, size), ylim=(-size, size), aspect="equal", xticks=[], yticks=[])
 
 
 def from_noise_to_image(
     start: Tensor, way: list[tuple[Tensor, Tensor]], sigmas: Tensor, names: list[str], stages: int = 10
-) -> Figure:
+) -> Picture:
     """K samples, two rows each: what a step begins with, at unit variance; the clean image that it is taken for.
 
     start: the noise at sigmas[0], float (K, 3, H, W).

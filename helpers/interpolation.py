@@ -63,18 +63,6 @@ def switch(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     return torch.where(_over_samples(_checked(a, b, t), a) < 0.5, a, b)
 
 
-def choose_pairs(classes: list[str], wanted: list[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:
-    """`count` pairs of classes: the wanted ones that are there, then random ones of classes not used yet."""
-    known = [pair for pair in dict.fromkeys(wanted) if set(pair) <= set(classes)][:count]
-    taken = {name for pair in known for name in pair}
-    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
-    rest = [classes[i] for i in order if classes[i] not in taken]
-    more = count - len(known)
-    if 2 * more > len(rest):
-        raise ValueError(f"{len(classes)} classes do not give {count} pairs, {len(known)} of them wanted")
-    return known + list(zip(rest[:more], rest[more : 2 * more], strict=True))
-
-
 @torch.no_grad()
 def between(
     denoiser: Denoiser,

@@ -25,13 +25,18 @@ in_our_look = rc_context({key: rcParamsDefault[key] for key in rcParamsDefault i
 
 
 class Picture(Figure):
-    """A figure in our look, which a notebook shows whatever matplotlib's backend is."""
+    """A figure in our look, which a notebook shows whatever matplotlib's backend is; `alt` says in words what it is."""
+
+    alt = ""
 
     # Some of a figure, such as its ticks, is made only when it is drawn or measured.
     draw, get_tightbbox, savefig = map(in_our_look, (Figure.draw, Figure.get_tightbbox, Figure.savefig))
 
     def _repr_png_(self) -> bytes:
         return png(self)
+
+    def _repr_mimebundle_(self, **_) -> tuple[dict, dict]:
+        return {}, {"image/png": {"alt": self.alt}}  # static pages read it aloud where the picture cannot be seen
 
 
 def blank(size: tuple[float, float]) -> Picture:
@@ -45,6 +50,11 @@ def empty(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 3.2))
     """A figure of `size` inches, and its axes (rows, columns)."""
     figure = blank(size)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def said(*parts: str) -> str:
+    """Labels as one sentence, for `Picture.alt`."""
+    return "; ".join(" ".join(part.split()) for part in parts if part.strip()) + "."
 
 
 def png(figure: Figure) -> bytes:
@@ -101,22 +111,23 @@ def image_grid(
     captions: Sequence[str] = (),
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
-    inch: float = 0.75,
-) -> Figure:
+    inch: float | None = None,
+) -> Picture:
     """Images row by row, with a title, a caption below each, a title above each column and beside each row.
 
     images: uint8 (N, 3, H, W), N from 0.
     columns: images side by side, from 1.
     title: of the whole.
     captions, column_titles, row_titles: one for each image, column, row; what is too much is left out.
-    inch: the width of an image.
+    inch: the width of an image; as much as a page is wide, up to one inch, unless given.
     Raises ValueError on images of another kind.
     """
     images = torch.as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
     rows, above, beside = max(1, -(-len(images) // columns)), bool(title or column_titles), bool(row_titles)
-    size = columns * inch + 1.1 * beside, rows * (inch + (0.32 if captions else 0.03)) + 0.4 * above
+    inch = inch or min(1.0, (8.2 - 1.2 * beside) / columns)
+    size = columns * inch + 1.2 * beside, rows * (inch + (0.36 if captions else 0.03)) + 0.45 * above
     figure, axes = empty(rows, columns, size)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
     for axis in axes.flat:
@@ -124,32 +135,37 @@ def image_grid(
         axis.spines[:].set_visible(False)
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-    _label(axes, captions[: len(images)], column_titles, row_titles)
+    _label(axes, [textwrap.fill(text, int(14 * inch)) for text in captions[: len(images)]], column_titles, row_titles)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    named = (f"{name}: {', '.join(of)}" for name, of in (("rows", row_titles), ("columns", column_titles)) if of)
+    figure.alt = said(title, f"{len(images)} images in {rows} rows of {columns}", *named, ", ".join(captions))
     return figure
 
 
 def _label(axes: np.ndarray, captions: Sequence[str], columns: Sequence[str], rows: Sequence[str]) -> None:
     for axis, text in zip(axes.flat, captions, strict=False):
-        axis.set_xlabel(textwrap.fill(text, 14), fontsize=6.5, labelpad=2)
+        axis.set_xlabel(text, fontsize=8.5, labelpad=2)
     for axis, text in zip(axes[0], columns, strict=False):
-        axis.set_title(text, fontsize=7.5, loc="center")
+        axis.set_title(text, fontsize=8.5, loc="center")
     for axis, text in zip(axes[:, 0], rows, strict=False):
-        axis.set_ylabel(text, fontsize=7.5, rotation=0, ha="right", va="center")
+        axis.set_ylabel(text, fontsize=8.5, rotation=0, ha="right", va="center")
 
 
-def animation(frames: Tensor, columns: int) -> Image:
-    """An animated PNG of frames uint8 (F, N, 3, H, W), in rows of `columns`, played there and back, 3 times larger."""
+def animation(frames: Tensor, columns: int, alt: str = "") -> Image:
+    """An animated PNG of frames uint8 (F, N, 3, H, W), in rows of `columns`, played there and back, 3 times larger.
+
+    alt: what it shows, in words.
+    """
     large = frames.repeat_interleave(3, dim=3).repeat_interleave(3, dim=4)
     sheets = [make_grid(frame, columns, padding=0, pad_value=255).permute(1, 2, 0).numpy() for frame in large]
     pages = [PIL.Image.fromarray(sheet) for sheet in [*sheets, *sheets[-2:0:-1]]]
     buffer = io.BytesIO()
     pages[0].save(buffer, "PNG", save_all=True, append_images=pages[1:], duration=150, loop=0)  # ms a frame
-    return Image(buffer.getvalue(), format="png")
+    return Image(buffer.getvalue(), format="png", alt=alt)
 
 
-def addnist_examples(images: Tensor, column_titles: list[str], title: str = "") -> Figure:
+def addnist_examples(images: Tensor, column_titles: list[str], title: str = "") -> Picture:
     """Each AddNIST image taken apart: the colour image, then its three channels in grey. uint8 (N, 3, 28, 28)."""
     parts = torch.stack([images, *(images[:, [c]].expand_as(images) for c in range(3))])  # (4, N, 3, 28, 28)
     titles = {"title": title, "column_titles": column_titles, "row_titles": ["image", "red", "green", "blue"]}
@@ -166,7 +182,7 @@ def smooth(values: Tensor, window: int) -> Tensor:
 
 
 @in_our_look
-def training_curves(nets: dict[str, dict], *, window: int = 200, title: str = "") -> Figure:
+def training_curves(nets: dict[str, dict], *, window: int = 200, title: str = "") -> Picture:
     """One panel a quantity, one colour a net: net -> quantity -> values (N,) or, of R runs, (R, N); NaN: not reached.
 
     A net's "every", if there is one, is the number of steps between two of its values. Thin lines are the values,
@@ -189,6 +205,7 @@ def training_curves(nets: dict[str, dict], *, window: int = 200, title: str = ""
         axes[0][0].legend()
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.alt = said(title, f"{' and '.join(quantities)} by optimisation step", *nets)
     return figure
 
 
@@ -213,28 +230,49 @@ def _set_height(axis, values: Tensor) -> None:
 
 
 @in_our_look
-def bars(values: dict[str, float], *, title: str, ours: set[str] | None = None) -> Figure:
-    """A horizontal bar a value, its figure beside it; grey where it is not among `ours`."""
-    figure, axes = empty(size=(6.5, 0.5 + (0.42 if len(values) < 9 else 0.22) * len(values)))
-    axis, shades = axes[0][0], [BLUE if ours is None or name in ours else GREY for name in values]
-    axis.barh(list(values), list(values.values()), color=shades, height=0.6)
-    for row, value in enumerate(values.values()):
-        axis.text(value, row, f"  {value:.2f}", va="center")
+def bars(values: dict[str, float | tuple[float, float]], *, title: str, form: str = ".2f") -> Picture:
+    """A horizontal bar a value, or the mean of a pair (mean, standard deviation), its figure beside it."""
+    pairs = [value if isinstance(value, tuple) else (value, float("nan")) for value in values.values()]
+    figure, axes = empty(size=(8.2, 0.5 + 0.36 * len(values)))
+    axis, heights, labels = axes[0][0], [mean for mean, _ in pairs], [pm(pair, form) for pair in pairs]
+    axis.barh(list(values), heights, color=BLUE, height=0.6)
+    for row, (height, label) in enumerate(zip(heights, labels, strict=True)):
+        axis.text(max(height, 0), row, f"  {label}", va="center")
     axis.invert_yaxis()
-    axis.set_xlim(0, max(values.values()) * 1.18)
+    axis.set_xlim(min(0, *heights) * 1.1, max(heights) * 1.25)
     axis.set_title(title)
+    figure.alt = said(title, *(f"{name}: {label}" for name, label in zip(values, labels, strict=True)))
     return figure
 
 
 @in_our_look
-def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: str, log_x: bool = False) -> Figure:
+def waterfall(steps: dict[str, float], published: dict[str, float], *, title: str) -> Picture:
+    """Bars that fall from one step to the next, what each saved in a paler shade; dashed: what others published."""
+    figure, axes = empty(size=(8.2, 0.6 + 0.42 * (len(steps) + len(published))))
+    axis, before = axes[0][0], None
+    for row, value in enumerate(steps.values()):
+        axis.barh(row, value, color=BLUE if row else GREY, height=0.6)
+        axis.barh(row, (before or value) - value, left=value, color=BLUE, alpha=0.2, height=0.6)
+        axis.text(before or value, row, f"  {value:.2f}", va="center", weight="bold")
+        before = value
+    axis.set(yticks=range(len(steps)), yticklabels=steps, xlim=(0, 1.12 * max(steps.values())), title=title)
+    for row, (name, value) in enumerate(published.items(), start=len(steps)):
+        axis.plot([value, value], [-0.5, row + 0.2], "--", color=ORANGE, linewidth=1)
+        axis.text(value + 0.8, row, f"{value:.2f}  {name}", va="center", color=INK, fontsize=8.5)
+    axis.invert_yaxis()
+    figure.alt = said(title, *(f"{name}: {value:.2f}" for name, value in (steps | published).items()))
+    return figure
+
+
+@in_our_look
+def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: str, log_x: bool = False) -> Picture:
     """Lines with dots at their points.
 
     curves: name -> (x values, y values), both (N,).
     x, y, title: labels of the axes, and what stands above.
     log_x: whether the x axis is logarithmic.
     """
-    figure, axes = empty(size=(6, 2.8))
+    figure, axes = empty(size=(8.2, 3.0))
     axis = axes[0][0]
     for (name, points), colour in zip(curves.items(), colours(len(curves)), strict=True):
         across, up = (torch.as_tensor(part).numpy() for part in points)
@@ -242,4 +280,9 @@ def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: st
     axis.set(xlabel=x, ylabel=y, title=title, xscale="log" if log_x else "linear")
     if len(curves) > 1:
         axis.legend(**{"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(curves) > 2 else {})  # many go beside
+    ways = []
+    for name, (_, up) in curves.items():
+        first, last, least, most = (float(value) for value in (up[0], up[-1], min(up), max(up)))
+        ways.append(f"{name}: from {first:.3g} to {last:.3g}, between {least:.3g} and {most:.3g}")
+    figure.alt = said(title, f"{y} by {x}", *ways)
     return figure

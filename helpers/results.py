@@ -173,14 +173,14 @@ def measured(
 def thinned(histories: list[dict[str, Tensor]], points: int) -> dict:
     """What runs logged, name -> (N,) each, in means of "every" so many values, about `points` a run; without seconds.
 
-    Returns "every", and name -> a list of means (n,) for each run, for a card; what is left over at the end is dropped.
+    Returns "every", and name -> means (R, n) of R runs, for a card; what is left over at the end is dropped.
     """
     count = len(histories[0]["loss"])
     every = max(1, count // points)
     used = count // every * every
 
-    def means(name: str) -> list[Tensor]:
-        return [history[name][:used].view(-1, every).mean(dim=1) for history in histories]
+    def means(name: str) -> Tensor:
+        return torch.stack([history[name][:used].view(-1, every).mean(dim=1) for history in histories])
 
     return {"every": every, **{name: means(name) for name in histories[0] if name != "seconds"}}
 

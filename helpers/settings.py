@@ -109,7 +109,7 @@ RULES = {
     "OPTIMIZER": choice("muon", "adam"),
     "SEED": SEED,
     **dict.fromkeys(("SEEDS", "SAMPLE_SEEDS"), distinct(several(SEED))),
-    **dict.fromkeys(("PARAMETER_LIMIT", "STEP_LIMIT", "STEPS", "BATCH", "SAVE_EVERY", "NEON_SAMPLES", "VIEWS"), COUNT),
+    **dict.fromkeys(("STEPS", "BATCH", "NEON_SAMPLES", "VIEWS"), COUNT),
     **dict.fromkeys(("LR", "PAPER_LR", "LR_DECAY", "LABEL_DROPOUT"), number(0, 1)),
     **dict.fromkeys(("WARMUP", "WEIGHT_DECAY", "P_STD"), number(0)),
     **dict.fromkeys(("P_MEAN", "NEON_WEIGHT"), number()),
@@ -126,11 +126,8 @@ RULES = {
     "ANCESTRAL_STEPS": whole(1, 1_000),
     "GUIDANCE": number(0),
     "GUIDANCE_INTERVAL": pair(number(0)),
-    **dict.fromkeys(("ABLATION_STEPS", "ABLATION_BATCH", "PRECISION_STEPS"), COUNT),
-    **dict.fromkeys(("SAMPLES", "SWEEP_SAMPLES"), whole(4)),
-    "SWEEP_STEPS": several(whole(2)),
-    "SWEEP_GUIDANCE": several(number(0)),
-    "SWEEP_INTERVALS": several(pair(number(0))),
+    **dict.fromkeys(("ABLATION_STEPS", "ABLATION_BATCH"), COUNT),
+    "SAMPLES": whole(4),
     **dict.fromkeys(("ROWS", "PAIRS"), whole(2)),
     "MIDDLES": whole(2, 5_000),
 }
@@ -157,12 +154,6 @@ def check(values: dict, **rules: Rule) -> None:
         if name in values:
             rule(name, values[name])
             values[name] = plain(values[name])
-
-
-def cap(values: dict, **most: float) -> None:
-    """Cap each of these settings at the number given: for a demo, which must be short."""
-    for name, limit in most.items():
-        values[name] = min(values[name], limit)
 
 
 def wanted(wish: str, device: torch.device, *, demo: bool = False, after: str = "auto") -> bool:

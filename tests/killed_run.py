@@ -21,7 +21,7 @@ from tests import pages
 
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
-    train, kernel = pages.training_loop(1, folder, STEPS=60, BATCH=4, SAVE_EVERY=1)
+    train, kernel = pages.training_loop(1, folder, save_every=1, STEPS=60, BATCH=4)
 
     def into(name: str) -> None:
         kernel["runs"] = folder / name

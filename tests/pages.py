@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -41,15 +42,17 @@ def definitions(path, *starts, **changes):
     return run(path, cells[: at + 2] + wanted, **changes)
 
 
-def training_loop(number, folder, **changes):
+def training_loop(number, folder, save_every=500, **changes):
     """Notebook 1's or 2's `train` on the demo data, checkpoints into `folder`; and the kernel it lives in."""
     before = os.getcwd()
     os.chdir(ROOT)
     try:
-        starts = {1: "splits = {", 2: "images, labels = (part"}[number], "recipe = ", "def train("
+        starts = "recipe = ", "def loss_and_accuracy(" if number == 1 else "def mean_loss(", "def train("
         kernel = definitions(NOTEBOOKS[number - 1], *starts, DATA="demo", RUNS=str(folder), **changes)
     finally:
         os.chdir(before)
+    kernel["Run"] = partial(kernel["Run"], save_every=save_every)
     if number == 1:
-        return lambda: kernel["train"](kernel["classifiers"].DigitSumClassifier, 0), kernel
-    return lambda: kernel["train"](steps=kernel["STEPS"]), kernel
+        return lambda: kernel["train"](kernel["classifiers"].DigitSumClassifier, 0, data="demo"), kernel
+    r = kernel["recipe"] | {"steps": kernel["STEPS"], "batch": kernel["BATCH"]}
+    return lambda: kernel["train"](kernel["fresh"](r), kernel["training_images"], r), kernel

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import batches, data, files
+from helpers import batches, data, files, results
 from helpers import demo as demo_sets
 
 
@@ -65,14 +65,14 @@ def test_label_is_the_sum_less_one():
     """Over a pool whose digit d is an image of the constant d, the pixels themselves say the digits."""
     pool = torch.arange(10, dtype=torch.uint8)[:, None, None].expand(10, 28, 28), torch.arange(10)
     for split in ("train", "valid", "test"):
-        images, labels = data._addnist_from_digits(pool, pool, split, per_class=(300, 50))
+        images, labels = data._addnist_from_digits(pool, split, per_class=(300, 50))
         digits = images[:, :, 0, 0].long()
         assert torch.equal(digits.sum(dim=1) - 1, labels)
 
 
 def test_every_triple_of_a_class_is_equally_likely():
     pool = torch.arange(10, dtype=torch.uint8)[:, None, None].expand(10, 28, 28), torch.arange(10)
-    images, labels = data._addnist_from_digits(pool, pool, "train", per_class=(4000, 50))
+    images, labels = data._addnist_from_digits(pool, "train", per_class=(4000, 50))
     of_two = images[labels == 1][:, :, 0, 0]  # sums of 2: three with a 2, three with two 1s
     _, counts = of_two.unique(dim=0, return_counts=True)
     assert len(counts) == 6
@@ -192,15 +192,6 @@ def test_unseen_images_hold_no_digit_of_the_others(tmp_path, official, monkeypat
         data.addnist(tmp_path, "unseen")
 
 
-def test_unseen_digits_of_the_demo_are_others(demo):
-    """Twice the same set, of digits that no other split holds; labels by the digits' own."""
-    images, labels = data.addnist("", "unseen", "demo")
-    assert torch.equal(images, data.addnist("", "unseen", "demo")[0])
-    seen = {digit.numpy().tobytes() for of, _ in demo.values() for digit in of.flatten(0, 1)}
-    assert not any(digit.numpy().tobytes() in seen for digit in images.flatten(0, 1))
-    assert len(images) == len(labels) > 500
-
-
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_damaged_zip_is_said_and_removed(tmp_path, official, damage):
     archive = tmp_path / "AddNIST" / "addnist.zip"
@@ -288,6 +279,46 @@ def test_what_goes_wrong_in_torchvision_becomes_advice(tmp_path, monkeypatch, li
         raise RuntimeError("Dataset not found or corrupted.")
 
     monkeypatch.setattr(f"torchvision.datasets.{library}", fail)
-    for split in ("train", "test"):
-        with pytest.raises(data.DataError, match=f"Dataset not found.*or {advice}"):
-            load(tmp_path, split)
+    with pytest.raises(data.DataError, match=f"Dataset not found.*or {advice}"):
+        load(tmp_path, "train")
+
+
+# --- what travels along -----------------------------------------------------------------------------------------
+
+
+def test_mnists_test_digits_travel_along_and_the_rebuilt_test_set_needs_nothing_else(tmp_path):
+    images, labels = data.digits(tmp_path / "nowhere", "test")
+    assert images.shape == (10_000, 28, 28)
+    assert labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]  # MNIST's
+    assert labels[:5].tolist() == [7, 2, 1, 0, 4]
+    x, y = data.addnist(tmp_path / "nowhere", "test", "rebuilt")
+    assert data.fingerprint(x, y) == results.load_card("classifier_best")["data_sha256"]["test"]
+    assert torch.equal(data.digit_names(x, (images, labels)).sum(dim=1) - 1, y)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_photographs_are_cifar100s_first_test_images():
+    images, labels = data.photographs()
+    assert (images.shape, images.dtype) == ((8, 3, 32, 32), torch.uint8)
+    classes = results.load_card("diffusion")["classes"]
+    named = ["mountain", "forest", "seal", "mushroom", "sea", "tulip", "camel", "butterfly"]
+    assert [classes[label] for label in labels] == named
+
+
+@pytest.mark.parametrize("damage", ["bit", "missing"])
+def test_what_travels_along_is_verified(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(data, "TRAVEL", tmp_path)
+    if damage == "bit":
+        content = bytearray((results.WEIGHTS / "photographs.npz").read_bytes())
+        content[-100] ^= 1
+        (tmp_path / "photographs.npz").write_bytes(content)
+    with pytest.raises(data.DataError, match=r"photographs.npz is missing or damaged.*restore it with git"):
+        data.photographs()
+
+
+def test_digits_that_are_nobodys_have_no_names():
+    pool = torch.arange(3, dtype=torch.uint8)[:, None, None].expand(3, 28, 28), torch.tensor([4, 0, 9])
+    images = pool[0][torch.tensor([[0, 1, 2], [2, 2, 0]])]
+    assert data.digit_names(images, pool).tolist() == [[4, 0, 9], [9, 9, 4]]
+    with pytest.raises(data.DataError, match="not made of MNIST's digits"):
+        data.digit_names(images + 5, pool)

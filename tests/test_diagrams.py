@@ -26,10 +26,14 @@ def test_digit_sum_shows_the_nets_own_distributions():
         np.testing.assert_array_equal(axes[str(channel)].images[0].get_array(), image[channel].numpy())
         heights = [bar.get_height() for bar in axes[f"r{channel}"].patches]
         np.testing.assert_allclose(heights, read[channel], rtol=1e-5)
-    heights = [bar.get_height() for bar in axes["sum"].patches[:28]]
-    assert sum(heights) == pytest.approx(1, abs=1e-5)
-    assert heights[27] == pytest.approx(float(read[:, 9].prod()), rel=1e-4)
+    heights = [bar.get_height() for bar in axes["sum"].patches]
+    np.testing.assert_allclose(heights, net(batches.normalise(image[None]))[0].exp().detach(), rtol=1e-5)
+    orange = [round(bar.get_x() + bar.get_width() / 2) for bar in axes["sum"].patches
+              if bar.get_facecolor() == pytest.approx(to_rgba(diagrams.ORANGE))]  # fmt: skip
+    assert orange == [12]
     assert axes["sum"].get_title(loc="left").startswith("3 + 4 + 5 = 12")
+    none = diagrams.digit_sum(net, image, (9, 9, 9))
+    assert "no label for 27" in {axis.get_label(): axis for axis in none.axes}["sum"].get_xlabel()
 
 
 def test_diagrams_say_what_the_nets_are():
@@ -73,7 +77,18 @@ def test_denoising_in_two_dimensions_draws_each_level_and_the_way():
     half, none = (axis.collections[0] for axis in figure.axes[:2])
     assert half.U[0] == pytest.approx(0.75)  # from -1.5 half the way to 0
     assert not any(none.U)
-    assert len(figure.axes[2].lines) == 3 + 1
+    assert len(figure.axes[2].lines) == 3 + 2 + 1  # the ways, their starts and ends, the points
+
+
+def test_neon_is_shown_worse_as_it_is_and_at_its_best():
+    points = torch.zeros(3, 2)
+    samples = {weight: torch.full((4, 2), abs(weight - 2) / 2**0.5) for weight in range(-1, 5)}
+    figure = diagrams.neon_in_the_plane(points, samples)
+    assert [axis.get_title(loc="left") for axis in figure.axes[:3]][2] == "stepped away, w = 2"
+    shown = [axis.lines[0].get_xydata() for axis in figure.axes[:3]]
+    for drawn, weight in zip(shown, (-1, 0, 2), strict=True):
+        np.testing.assert_allclose(drawn, samples[weight])
+    np.testing.assert_allclose(figure.axes[3].lines[0].get_ydata(), [3, 2, 1, 0, 1, 2], atol=1e-6)
 
 
 def test_from_noise_to_image_shows_what_each_step_began_with_and_what_it_took_that_for(monkeypatch):

@@ -8,7 +8,7 @@ from cleanfid import fid as cleanfid
 from cleanfid.resize import build_resizer
 from PIL import Image
 
-from helpers import data, demo, fid
+from helpers import data, fid
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +125,6 @@ def test_precision_counts_who_lies_within_the_third_neighbour():
     real = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0]])  # third neighbours: 3, 2, 2, 2, 3 away
     for x, inside in ((-2.9, 1.0), (-3.1, 0.0)):
         assert fid.precision_recall(torch.full((4, 1), x), real)[0] == inside
-
-
-def test_the_demos_network_is_pixels():
-    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    found = fid.features(images, demo.pixels)
-    assert found.shape == (3, 192)
-    large = (fid.resize_matrix(32) @ images.float() @ fid.resize_matrix(32).T).clamp(0, 255)
-    torch.testing.assert_close(found.view(3, 3, 8, 8), large[:, :, ::40, ::40])
 
 
 def test_fewer_samples_than_features(rng):

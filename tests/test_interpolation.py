@@ -258,22 +258,3 @@ def test_between_invert_and_psnr_refuse_what_they_would_misread():
     for a, b in ((torch.zeros(2, 3), torch.zeros(2, 3)), (images, images[:1])):
         with pytest.raises(ValueError, match="two tensors of uint8 images"):
             interpolation.psnr(a, b)
-
-
-def test_pairs_are_the_wanted_ones_and_then_random_ones_of_the_other_classes():
-    classes = [f"class {i}" for i in range(10)]
-    wanted = [("class 3", "class 4"), ("class 9", "no such class")]
-    pairs = interpolation.choose_pairs(classes, wanted, 4, 0)
-    assert pairs[0] == ("class 3", "class 4")
-    names = [name for pair in pairs for name in pair]
-    assert len(names) == 8 == len(set(names))
-    assert set(names) <= set(classes)
-    assert pairs == interpolation.choose_pairs(classes, wanted, 4, 0)
-    assert pairs[1:] != interpolation.choose_pairs(classes, wanted, 4, 1)[1:]
-    assert len(interpolation.choose_pairs(classes, [], 5, 0)) == 5
-    with pytest.raises(ValueError, match="10 classes do not give 6 pairs"):
-        interpolation.choose_pairs(classes, wanted, 6, 0)
-    assert interpolation.choose_pairs(classes, [("class 3", "class 4"), ("class 5", "class 6")], 1, 0) == wanted[:1]
-    assert interpolation.choose_pairs(classes, wanted[:1] * 2, 4, 0) == interpolation.choose_pairs(
-        classes, wanted[:1], 4, 0
-    )

@@ -1,35 +1,30 @@
 """What must hold for the notebooks as files; pytest runs them too, through nbmake (see pyproject.toml)."""
 
 import ast
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
-from helpers import classifiers, data, demo, diffusion, fid, files, results, settings, unet
+from helpers import batches, data, demo, diffusion, fid, files, results, settings, studies, unet
 from tests.pages import NOTEBOOKS, ROOT, code, definitions, run, settings_cell, training_loop
 
 FULL_SIZE = {
     "01_classifier": {
         "STEPS": 10_000,
-        "STEP_LIMIT": 10_000,
-        "PARAMETER_LIMIT": 100_000,
         "DATA": "official",
         "TRAIN": "auto",
     },
     "02_diffusion": {
         "STEPS": 50_000,
-        "STEP_LIMIT": 50_000,
-        "PARAMETER_LIMIT": 948_856,
         "SAMPLES": 10_000,
         "DATA": "official",
         "TRAIN": "auto",
@@ -50,6 +45,13 @@ def _assignments(source):
 
 def test_there_are_three():
     assert [path.stem for path in NOTEBOOKS] == list(FULL_SIZE)
+
+
+@pytest.mark.parametrize(("number", "parameters", "steps"), [(0, 100_000, 10_000), (1, 948_856, 50_000)])
+def test_the_limits_are_the_courseworks_or_less_and_nobodys_to_set(number, parameters, steps, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    kernel = definitions(NOTEBOOKS[number])
+    assert (kernel["PARAMETER_LIMIT"], kernel["STEP_LIMIT"]) == (parameters, steps)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -93,8 +95,8 @@ def test_format(path):
     widgets = notebook["metadata"].get("widgets", {})
     assert all("state" in widget for widget in widgets.values())
     lengths = sorted(len(cell["source"].splitlines()) for cell in code(path))
-    assert lengths[-1] <= 40
-    assert lengths[len(lengths) // 2] <= 12
+    assert lengths[-1] <= 30
+    assert lengths[len(lengths) // 2] <= 8
     for cell in code(path):
         assert max(map(len, cell["source"].splitlines())) <= 96, "a page cuts off what is longer"
         assert "fmt: skip" not in cell["source"]
@@ -112,6 +114,14 @@ def test_stored_outputs_are_whole_and_clean(path):
     text = json.dumps([o.get("text", "") or {k: v for k, v in o["data"].items() if k != "image/png"} for o in outputs])
     assert not re.search(r"/(root|home|tmp|work|Users|usr)/|[A-Z]:\\\\", text)
     assert "demo" not in text, "the stored outputs come from real data"
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    for output in pictures:
+        assert output["metadata"]["image/png"]["alt"].endswith((".", "and back")), "no alternative text"
+        assert png_width(output["data"]["image/png"]) <= 1250, "unreadable at 900 pixels"
+
+
+def png_width(data):
+    return int.from_bytes(base64.b64decode(data)[16:20], "big")
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
@@ -127,19 +137,31 @@ def test_run_all_twice_in_one_kernel_with_the_studies_of_the_cards(path, tmp_pat
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 def test_the_last_tenth_of_the_classifiers_steps_sees_images_unmoved(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA", "demo")
-    cells = code(NOTEBOOKS[0])
-    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("def train("))
-    kernel, moved, shuffled = run(NOTEBOOKS[0], cells[: end + 1], RUNS=str(tmp_path)), [], []
-    drawn_from, kinds = [], ("degrees", "scale", "shear", "shift", "bend", "stroke")
-    monkeypatch.setitem(kernel, "jitter", lambda x, **how: moved.append(how) or x)
+    _, kernel = training_loop(1, tmp_path, STEPS=20, BATCH=16)
+    moved, shuffled, drawn_from = [], [], []
+    kinds = ("degrees", "scale", "shear", "shift", "bend", "stroke")
+    kernel["jitter"] = lambda x, **how: moved.append(how) or x
+    kernel["shuffle_channels"] = lambda x: shuffled.append(x) or x
     draw = kernel["batches"].batch
     monkeypatch.setattr(kernel["batches"], "batch", lambda x, *how: drawn_from.append(x) or draw(x, *how))
-    monkeypatch.setitem(kernel, "shuffle_channels", lambda x: shuffled.append(x) or x)
-    kernel["train"](kernel["classifiers"].PaperClassifier, 0, steps=20)
+    kernel["train"](kernel["classifiers"].PaperClassifier, 0, data="demo")
     assert moved == [{name: kernel[name.upper()] for name in kinds}] * 18
     assert len(shuffled) == 20
-    assert all(of is kernel["images"] for of in drawn_from)
+    both = torch.cat([data.addnist("", split, "demo")[0] for split in ("train", "valid")])
+    assert all(torch.equal(of, both) for of in drawn_from)
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_who_is_told_the_digits_sees_no_channel_leave_its_place(tmp_path):
+    _, kernel = training_loop(1, tmp_path, STEPS=3, BATCH=16, UNAUGMENTED=1.0)
+    kernel["shuffle_channels"] = lambda x: pytest.fail("shuffled")
+    r = kernel["recipe"] | {"data": "demo", "seed": 0, "told": True}
+    x, y = kernel["seen_at"](1, r)
+    images, names = ((x * batches.STD + batches.MEAN) * 255).round().byte(), data.digits("", "train", "demo")
+    assert torch.equal(data.digit_names(images, names), y)
+    net, history, _ = kernel["train"](kernel["classifiers"].ToldDigits, 0, data="demo", told=True)
+    assert history["loss"].isfinite().all()
+    assert net(x).shape == (16, 20)  # and answers with labels
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -186,36 +208,6 @@ def test_variants_of_one_recipe_do_not_take_each_others_checkpoints(tmp_path):
     nets = [kernel["train"](make, 0)[0] for make in made]
     assert [net.reader[-1].in_features for net in nets] == [72, 144]
     assert len([*tmp_path.rglob("DigitSumClassifier-*.ckpt")]) == 2
-
-
-def test_misread_digits_and_the_digits_to_blame_are_counted(monkeypatch, capsys):
-    """The two cells of notebook 1 that count them, on six digits that are known."""
-    digits = torch.arange(6, dtype=torch.uint8)[:, None, None].expand(6, 28, 28)
-    names = {"torch": torch, "plots": mock.Mock(), "display": lambda _: None, "source": "these", "digit_images": digits,
-             "digit_labels": torch.arange(6), "read": torch.tensor([0, 9, 2, 9, 9, 5])}  # fmt: skip
-    names["best_card"] = {"data": "these", "seeds": [{"misread_digits": [1, 3, 4]}, {"misread_digits": [0, 3, 4]}]}
-    cells = [cell["source"] for cell in code(NOTEBOOKS[0])]
-    (misread,) = [cell for cell in cells if cell.startswith("misread = ")]
-    exec(misread, names)
-    assert names["shown"] == [3, 4, 1]  # with every seed, then with this one alone
-    grid = names["plots"].image_grid.call_args
-    assert torch.equal(grid.args[0][:, 0, 0, 0], torch.tensor([3, 4, 1], dtype=torch.uint8))
-    assert grid.kwargs["title"] == "3 of 6 digits misread, 2 with every seed"
-    names["best_card"]["data"] = "others"
-    exec(misread, names)
-    assert names["plots"].image_grid.call_args.kwargs["title"] == "3 of 6 digits misread, 0 with every seed"
-
-    rows = torch.tensor([[0, 2, 5], [1, 2, 0], [3, 1, 2], [3, 0, 0]])  # which digits the test images show
-    answers = F.one_hot(torch.tensor([0, 9, 9, 9]), 20).float().log()
-    names["splits"] = {"test": (digits[rows], torch.tensor([0, 1, 2, 3]))}
-    names["loaded"] = {"paper net": None, "digit-sum net": None}
-    names["classifiers"] = mock.Mock(predict=lambda net, images: answers)
-    (blamed,) = [cell for cell in cells if cell.startswith("test_images, test_labels = ")]
-    exec(blamed, names)
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "3 wrong, 2 by one misread digit; 2 digits to blame"
-    assert "digit-sum net: 3 wrong, 0% of them by one; mean confidence" in said[1]
-    assert said[1].endswith("right 25.0%")
 
 
 def test_the_colab_cell_is_the_same_everywhere():
@@ -279,18 +271,18 @@ def test_started_elsewhere_a_notebook_says_where_it_wants_to_be(path, tmp_path, 
 
 REFUSED = {
     "01_classifier": [
-        {"DATA": "Demo"}, {"STEP_LIMIT": "10000"}, {"TRAIN": "YES"}, {"SEEDS": []}, {"SEEDS": 0}, {"STEPS": 0},
+        {"DATA": "Demo"}, {"TRAIN": "YES"}, {"SEEDS": []}, {"SEEDS": 0}, {"STEPS": 0},
         {"MEASURE": "all"}, {"RUNS": ""}, {"STEPS": 10_001}, {"STEPS": 5e3}, {"BATCH": 0},
         {"LR": -0.1}, {"LR": float("nan")}, {"EMA_DECAY": 1.0}, {"UNAUGMENTED": 1.5}, {"VIEWS": 0},
-        {"SAVE_EVERY": 0}, {"BATCH": "64"}, {"STEPS": True},
+        {"BATCH": "64"}, {"STEPS": True},
     ],
     "02_diffusion": [
         {"DATA": "cifar"}, {"MEASURE": "Yes"}, {"NETWORK": "deep"}, {"PREDICTION": "v"}, {"OPTIMIZER": "sgd"},
         {"STEPS": 50_001}, {"STEPS": [5]}, {"STEPS": "6"}, {"NEON_STEPS": 6}, {"NEON_SAMPLES": 3}, {"HELD_OUT": -1},
         {"HELD_OUT": 3, "MEASURE": "yes"}, {"BATCH": 45_001, "NEON_SAMPLES": 50_000}, {"SAMPLES": 3},
-        {"SAMPLER_STEPS": 1}, {"WIDTHS": 48}, {"WIDTHS": (48, 96)}, {"SWEEP_STEPS": [10, 1]}, {"SWEEP_STEPS": 10},
-        {"SWEEP_GUIDANCE": []}, {"GUIDANCE_INTERVAL": (-1, 6)}, {"GUIDANCE_INTERVAL": 3},
-        {"LABEL_DROPOUT": 2}, {"SAVE_EVERY": 0}, {"AMP": "no"}, {"SEED": -1},
+        {"SAMPLER_STEPS": 1}, {"WIDTHS": 48}, {"WIDTHS": (48, 96)},
+        {"GUIDANCE_INTERVAL": (-1, 6)}, {"GUIDANCE_INTERVAL": 3},
+        {"LABEL_DROPOUT": 2}, {"AMP": "no"}, {"SEED": -1},
     ],
     "03_interpolation": [
         {"DATA": "shapes"}, {"MEASURE": "Yes"}, {"ROWS": 1}, {"PAIRS": 1}, {"MIDDLES": 1},
@@ -320,7 +312,7 @@ def test_the_cell_after_the_settings_may_run_twice_and_an_empty_variable_counts_
     kernel = run(path, [*cells[: at + 2], cells[at + 1]])
     assert kernel["DATA"] == "demo"
     assert kernel["DATA_ROOT"] == str(tmp_path)
-    assert kernel["runs"] == "runs/test/demo"
+    assert kernel["demo"]
     monkeypatch.setenv("DATA", "/scratch/datasets")  # a cluster's own variable
     with pytest.raises(ValueError, match="DATA must be one of .*, got '/scratch/datasets'"):
         run(path, cells[: at + 2])
@@ -333,39 +325,113 @@ PAPER_RECIPE = {"NETWORK": "plain", "BATCH": 384, "NEON_STEPS": 0, "PREDICTION":
 NOTHING_HELD_OUT = {"HELD_OUT": 0, "NEON_STEPS": 0, "GUIDANCE_INTERVAL": (0.0, 6.0), "LABEL_DROPOUT": 0}
 
 
+@pytest.fixture
+def cifar(monkeypatch):
+    """Drawn shapes in place of CIFAR-100, and every 40th pixel in place of the FID network's features."""
+    monkeypatch.chdir(ROOT)
+    for name in ("DATA", "DATA_ROOT", "TRAIN"):
+        monkeypatch.delenv(name, raising=False)
+    shapes = {split: demo.shapes(5, seed=int(split == "test")) for split in ("train", "test")}
+    monkeypatch.setattr(data, "cifar100", lambda root, split, source="official": shapes[split])
+    monkeypatch.setattr(fid, "load_network", lambda root, device: lambda x: x[:, :, ::40, ::40].flatten(1))
+    return shapes
+
+
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 @pytest.mark.parametrize("changes", [PAPER_RECIPE, NOTHING_HELD_OUT], ids=["paper recipe", "nothing held out"])
-def test_a_diffusion_run_of_another_kind(changes, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DATA", "demo")
-    changes = {"MEASURE": "auto", "STEPS": 2, "SAMPLES": 4, "RUNS": str(tmp_path), **changes}
+def test_a_diffusion_run_of_another_kind(changes, tmp_path, cifar):
+    """Trained, kept, loaded and judged; the page is about it, though its labels were never hidden."""
+    changes = {"DATA": "official", "TRAIN": "yes", "STEPS": 2, "SAMPLES": 10, "WIDTHS": (8, 8, 8), "HELD_OUT": 40,
+               "SAMPLE_SEEDS": [1], "RUNS": str(tmp_path), **changes, "BATCH": 16}  # fmt: skip
     kernel = run(NOTEBOOKS[1], code(NOTEBOOKS[1]), **changes)
-    assert len(kernel["images"]) == 5_000 - min(changes.get("HELD_OUT", 500), 500)
+    assert len(kernel["training_images"]()[0]) == 500 - changes["HELD_OUT"]
     assert kernel["card"]["steps"] == 2
     assert kernel["card"]["settings"]["prediction"] == changes.get("PREDICTION", "edm")
+    assert kernel["card"]["metrics"]["n"] == 10
+    assert kernel["card"]["device"]
     assert kernel["GUIDANCE"] == 1  # in both no label is hidden, so there is nothing to guide with
     assert not kernel["measuring"]
 
 
-def test_the_settings_that_the_page_gives_for_its_two_plain_runs_are_those_of_their_cards():
-    r = results.load_card("diffusion_paper")["settings"]
-    common = {"NETWORK": r["network"], "WIDTHS": tuple(r["widths"]), "BATCH": r["batch"]}
-    own = {"PREDICTION": r["prediction"], "OPTIMIZER": r["optimizer"], "LR": r["lr"]}
-    assert (r["lr_decay"], r["ema_decay"], r["label_dropout"]) == (0, 0, 0)
-    assert "neon" not in r
-    cells = json.loads(NOTEBOOKS[1].read_text(encoding="utf-8"))["cells"]
-    text = " ".join("".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").split())
-    for name, value in (common | own).items():
-        assert f"`{name} = {json.dumps(value) if isinstance(value, str) else value}`" in text
-    plain = results.load_card("diffusion_plain")["settings"]
-    defaults = {
-        name.lower(): ast.literal_eval(v[0]) for name, v in _assignments(settings_cell(NOTEBOOKS[1])["source"]).items()
-    }
-    assert {key: value for key, value in plain.items() if value != defaults[key]} == {
-        "network": r["network"],
-        "widths": r["widths"],
-        "batch": r["batch"],
-    }
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_everything_that_notebook_2_can_measure(tmp_path, cifar, monkeypatch):
+    """Neon and all: what is drawn for the FID and for the sweep, by which network, and what the cards keep."""
+    changes = {"DATA": "official", "TRAIN": "yes", "MEASURE": "yes", "STEPS": 3, "NEON_STEPS": 1, "NEON_SAMPLES": 16,
+               "BATCH": 16, "SAMPLES": 50, "SAMPLER_STEPS": 3, "HELD_OUT": 60, "WIDTHS": (8, 8, 8),
+               "RUNS": str(tmp_path)}  # fmt: skip
+    cells, sweep = code(NOTEBOOKS[1]), studies.sweep
+    monkeypatch.setattr(studies, "sweep", partial(sweep, samples=20))
+    kernel = run(NOTEBOOKS[1], cells, **changes)
+    card = results.load_card("diffusion", tmp_path)
+    assert card["settings"]["neon"]["weight"] == kernel["NEON_WEIGHT"]
+    assert len(card["metrics"]["fid_by_seed"]) == 2
+    assert card["metrics"]["denoiser_evaluations"] == diffusion.evaluations(**kernel["sampling"])
+    rows = results.load_card("diffusion_sweep", tmp_path)["rows"]
+    assert rows[-1]["neon"] == 0
+    assert rows[-1]["fid"] != rows[0]["fid"]
+    assert len({row["fid"] for row in rows}) > 5
+    again = run(NOTEBOOKS[1], cells, **changes)  # finished: nothing is trained or drawn anew but the study
+    assert again["card"] == card
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_everything_that_notebook_3_can_measure(tmp_path, cifar):
+    changes = {"DATA": "official", "MEASURE": "yes", "RUNS": str(tmp_path), "ROWS": 2, "PAIRS": 2, "MIDDLES": 3}
+    kernel = run(NOTEBOOKS[2], code(NOTEBOOKS[2]), **changes)
+    card = results.load_card("interpolation", tmp_path)
+    assert card["weights_sha256"] == kernel["card"]["sha256"]
+    assert card["settings"] == json.loads(json.dumps(kernel["about"]))
+    assert [*card["smoothness"]["rows"]][:9] == [*kernel["ways"]]
+    assert (card["inversion"]["n"], card["middles"]["images_each"]) == (64, 3)
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_everything_that_notebook_1_can_measure(tmp_path, monkeypatch):
+    """Trained on printed digits in place of MNIST's."""
+    monkeypatch.chdir(ROOT)
+    for name in ("DATA", "DATA_ROOT", "TRAIN"):
+        monkeypatch.delenv(name, raising=False)
+    digits, addnist = data.digits, data.addnist
+
+    def printed(root, split, source="official"):
+        return demo.digits(0) if split == "train" else digits(root, split)
+
+    def few(root, split, source):
+        of = addnist(root, {"unseen": "valid"}.get(split, split), source)
+        return tuple(part[:200] for part in of) if split in ("unseen", "test") else of
+
+    monkeypatch.setattr(data, "digits", printed)
+    monkeypatch.setattr(data, "addnist", few)
+    changes = {"DATA": "rebuilt", "TRAIN": "yes", "MEASURE": "yes", "STEPS": 2, "RUNS": str(tmp_path), "SEEDS": [0, 3],
+               "ABLATION_STEPS": 2, "VIEWS": 2, "AMP": False}  # fmt: skip
+    studies.to_train_on.cache_clear()
+    kernel = run(NOTEBOOKS[0], code(NOTEBOOKS[0]), **changes)
+    studies.to_train_on.cache_clear()
+    for name in ("classifier_paper", "classifier_best"):
+        card = results.load_card(name, tmp_path)
+        assert [row["seed"] for row in card["seeds"]] == [0, 3]
+        assert card["data"] == "AddNIST rebuilt from MNIST"
+        assert (card["views"], card["steps"]) == (2, 2)
+    assert kernel["folder"] == tmp_path
+    asked = results.load_card("classifier_questions", tmp_path)
+    assert [*asked["rows"]] == ["learned sum", "paper net, twice as deep", "digit-sum net, told every digit"]
+    short = results.load_card("classifier_ingredients", tmp_path)
+    assert len(short["rows"]["no EMA"]["unseen_accuracy"]) == 2
+    assert short["settings"]["steps"] == 2
+
+
+def test_the_plain_runs_are_the_pages_recipe_and_a_bare_ddpm_on_one_network():
+    paper, plain = (results.load_card(f"diffusion_{name}")["settings"] for name in ("paper", "plain"))
+    assert (paper["lr_decay"], paper["ema_decay"], paper["label_dropout"]) == (0, 0, 0)
+    assert (paper["prediction"], paper["optimizer"]) == ("epsilon", "adam")
+    assert "neon" not in paper
+    assert [paper[key] for key in ("network", "widths", "batch")] == [
+        plain[key] for key in ("network", "widths", "batch")
+    ]
+    found = _assignments(settings_cell(NOTEBOOKS[1])["source"])
+    defaults = {name.lower(): ast.literal_eval(values[0]) for name, values in found.items()}
+    differ = {key for key, value in plain.items() if value != defaults[key]}
+    assert differ == {"network", "widths", "batch"}
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
@@ -383,148 +449,6 @@ def test_the_diffusion_loop_mirrors_and_neons_samples_are_unguided_of_all_classe
     assert "guidance" not in drawn
     assert drawn["seed"] not in (kernel["SEED"], *kernel["SAMPLE_SEEDS"])
     assert len(drawn["sigmas"]) == kernel["SAMPLER_STEPS"] + 1
-
-
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-def test_notebook_1_trains_on_two_sets_and_judges_a_study_by_the_unseen_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    kernel = definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def compared(", DATA="demo", RUNS=str(tmp_path))
-    for split, found in kernel["splits"].items():
-        assert data.fingerprint(*found) == data.fingerprint(*data.addnist("", split, "demo"))
-    for trained_on, of in zip((kernel["images"], kernel["labels"]), (0, 1), strict=True):
-        assert torch.equal(trained_on, torch.cat([data.addnist("", split, "demo")[of] for split in ("train", "valid")]))
-    kernel |= {"MEASURE": "yes", "SEEDS": [0, 1], "train": lambda make, seed, **_: (seed, None, {"parameters": 7})}
-    kernel["hits"] = lambda net, split: torch.tensor({"unseen": 0.5}[split] + net / 8)
-    table = kernel["compared"]("study", {"one of them": (None, {})}, 2)
-    assert "|  | parameters | accuracy, unseen digits |" in table.data
-    assert "| one of them | 7 | 56.25% ± 8.84% |" in table.data
-
-
-def test_what_a_finished_net_is_measured_by(monkeypatch):
-    """Each figure from its own set and number of views."""
-    monkeypatch.chdir(ROOT)
-    kernel = definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def hits(", DATA="demo")
-    torch.manual_seed(0)
-    net, asked, seen = kernel["classifiers"].DigitSumClassifier().eval(), [], {}
-    with monkeypatch.context() as patch:
-        right = F.one_hot(kernel["splits"]["test"][1], 20).float()
-        patch.setattr(classifiers, "predict", lambda net, x, **how: seen.update(how) or right)
-        assert kernel["hits"](net, "test", 3).tolist() == [1.0] * len(right)
-    assert seen["views"] == 3
-    assert seen["jitter"] == {name: most * kernel["VIEW_JITTER"] for name, most in kernel["recipe"]["jitter"].items()}
-    kernel["hits"] = lambda of, split, views=1: asked.append((of, split, views)) or torch.arange(130.0) + len(asked)
-    history = {"loss": torch.arange(1500.0), "accuracy": torch.arange(1500.0), "seconds": torch.full((1500,), 2.0)}
-    row = kernel["measure"](net, history, 7)
-    assert asked == [(net, "test", 1), (net, "unseen", 1), (net, "test", kernel["VIEWS"])]
-    assert (row["seed"], row["seconds"], row["train_loss"], row["train_accuracy"]) == (7, 3000, 999.5, 999.5)
-    means = [float(part.mean()) for part in (torch.arange(130.0) + 1).split(64)]
-    assert float(row["test_accuracy_std_over_batches"]) == pytest.approx(np.std(means, ddof=1))
-    read = classifiers.predict(net.reader, kernel["digit_images"][:, None]).argmax(dim=1)
-    assert row["misread_digits"].tolist() == np.flatnonzero(read != kernel["digit_labels"]).tolist()
-    assert [float(row[f"{of}_accuracy"]) for of in ("test", "unseen")] == [65.5, 66.5]
-    assert float(row["test_accuracy_tta"]) == 67.5
-
-
-@pytest.mark.parametrize("count", [50, 150, 2_048])
-def test_samples_are_spread_over_the_classes(count, monkeypatch):
-    """Those of the FID, each seed's, and those of the sweep."""
-    monkeypatch.chdir(ROOT)
-    kernel, drawn = definitions(NOTEBOOKS[1], "def measure_fid(", "def measure_sweep("), []
-    kernel |= {"SAMPLES": count, "SWEEP_SAMPLES": count, "SAMPLE_SEEDS": [1, 2], "features": lambda images: images}
-    kernel |= {"sampling": {"sigmas": diffusion.karras_sigmas(4), "guidance": 1.5, "interval": (0.0, 80.0)}}
-    kernel |= {"denoiser": "with Neon", "own_weight": 1.0, "test_images": torch.zeros(9), "base": None, "worse": None}
-    kernel |= {"held_out": torch.zeros(9), "trained": True, "NEON_STEPS": 3}
-    kernel |= {"SWEEP_STEPS": [6], "SWEEP_GUIDANCE": [1.0, kernel["GUIDANCE"]], "SWEEP_INTERVALS": [(0.3, 6.0)]}
-
-    def draw(net, labels, *, seed, **how):
-        drawn.append((net, labels, seed, how))
-        return torch.full((len(labels),), float(len(drawn)))  # known again by its place
-
-    kernel["draw"] = draw
-    monkeypatch.setattr(kernel["fid"], "judge", lambda found, real: dict.fromkeys(("fid", "kid"), float(found[0])))
-    monkeypatch.setattr(kernel["training"], "step_away", lambda *nets: "without Neon")
-    assert kernel["measure_fid"]({})["fid_by_seed"] == [1.0, 2.0]
-    assert [(seed, how) for _, _, seed, how in drawn] == [(1, kernel["sampling"]), (2, kernel["sampling"])]
-    swept = kernel["measure_sweep"]()
-    steps, default = kernel["SAMPLER_STEPS"], [kernel["GUIDANCE"], list(kernel["GUIDANCE_INTERVAL"]), 1.0]
-    assert [[row[key] for key in ("steps", "guidance", "interval", "neon")] for row in swept["rows"]] == [
-        [steps, *default], [6, *default], [steps, 1.0, *default[1:]], [steps, default[0], [0.3, 6.0], 1.0],
-        [steps, *default[:2], 0.0],
-    ]  # fmt: skip
-    assert [row["fid"] for row in swept["rows"]] == [3.0, 4.0, 5.0, 6.0, 7.0]
-    assert [net for net, *_ in drawn] == ["with Neon"] * 6 + ["without Neon"]
-    assert [len(how["sigmas"]) - 1 for *_, how in drawn[2:]] == [steps, 6, steps, steps, steps]
-    assert {seed for _, _, seed, _ in drawn[2:]} == {1}
-    for _, labels, _, _ in drawn:
-        counts = labels.bincount(minlength=100)
-        assert len(labels) == count
-        assert counts.max() - counts.min() <= 1
-
-
-@pytest.mark.parametrize(
-    ("choices", "needed"),
-    [({"TRAIN": "yes", "MEASURE": "auto"}, True), ({"TRAIN": "no", "MEASURE": "yes"}, True),
-     ({"TRAIN": "yes", "MEASURE": "no"}, False), ({"TRAIN": "no", "MEASURE": "auto"}, False)],
-)  # fmt: skip
-def test_the_fid_network_is_asked_for_before_the_training_in_the_settings_data_root(choices, needed, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for name in ("DATA", "DATA_ROOT", "TRAIN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(data, "cifar100", lambda root, split, source: REAL_SHAPES)
-    monkeypatch.setattr(data, "cifar100_classes", lambda root, source: demo.CLASSES)
-    asked = []
-    monkeypatch.setattr(fid, "load_network", lambda root, device: asked.append(root) or (lambda x: x.mean(dim=(2, 3))))
-    kernel = definitions(NOTEBOOKS[1], "images, labels = (part", DATA_ROOT="~/my data", DATA="official", **choices)
-    assert asked == [str(Path("~/my data").expanduser())] * needed
-    if needed:
-        assert kernel["features"](torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
-
-
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-def test_interpolation_with_the_weights_of_a_demorun(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DATA", "demo")
-    module = diffusion.Denoiser(unet.UNet())
-    card = results.load_weights("diffusion", module)
-    unguided = {"classes": demo.CLASSES, "settings": card["settings"] | {"label_dropout": 0.0}}
-    results.save_weights("diffusion", module, card | unguided, tmp_path / "demo")
-    cells = code(NOTEBOOKS[2])
-    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("sampling = "))
-    kernel = run(NOTEBOOKS[2], cells[: end + 1], RUNS=str(tmp_path))
-    assert len(kernel["names"]) == 8
-    assert kernel["GUIDANCE"] == 1
-    assert {name for pair in kernel["names"] for name in pair} <= set(demo.CLASSES)
-
-
-def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch):
-    """Notebook 3's table of midpoints: where, by which way, and with which labels each row was drawn."""
-    monkeypatch.chdir(ROOT)
-    kernel, drawn = definitions(NOTEBOOKS[2], "def measure_middles("), {}
-    kernel |= {"sampling": {}, "lerp": "lerp"}
-    monkeypatch.setattr(kernel["fid"], "frechet_distance", lambda found, real: float(found))
-    monkeypatch.setattr(kernel["fid"], "mean_distance", lambda found, real: 0.0)
-
-    def between(denoiser, labels, noises, positions, *, way="slerp", class_way=None, **sampling):
-        drawn[float(len(drawn))] = positions, way, class_way or way, torch.equal(*labels)
-        return [len(drawn) - 1.0]
-
-    monkeypatch.setattr(kernel["interpolation"], "between", between)
-    rows = kernel["measure_middles"](lambda images: images)["rows"]
-    assert {name: drawn[row["fid"]] for name, row in rows.items()} == {
-        "starting points": ([0.0], "slerp", "slerp", True), "slerp of noise": ([0.5], "slerp", "slerp", True),
-        "lerp of noise": ([0.5], "lerp", "lerp", True), "slerp of noise and class": ([0.5], "slerp", "slerp", False),
-        "lerp of noise and class": ([0.5], "lerp", "lerp", False),
-        "slerp of noise, lerp of class": ([0.5], "slerp", "lerp", False),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(("number", "name", "most"), [(0, "STEPS", 160), (1, "NEON_STEPS", 20), (2, "ROWS", 6)])
-def test_the_demo_is_short_whatever_the_settings_say(number, name, most, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DATA", "demo")
-    cells = code(NOTEBOOKS[number])
-    at = cells.index(settings_cell(NOTEBOOKS[number]))
-    assert run(NOTEBOOKS[number], cells[: at + 2], mocked=False)[name] == most
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -548,12 +472,11 @@ def test_the_notebooks_become_python_scripts(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-def test_another_base_gets_another_neon_and_who_does_not_train_sees_the_net_that_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DATA", "demo")
+def test_another_base_gets_another_neon_and_who_does_not_train_sees_what_is_loaded(tmp_path, cifar, monkeypatch):
     cells = code(NOTEBOOKS[1])
-    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("if trained:"))
-    changes = {"RUNS": str(tmp_path), "MEASURE": "no", "STEPS": 3, "NEON_STEPS": 1, "HELD_OUT": 60}
+    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("denoiser, card = "))
+    changes = {"DATA": "official", "TRAIN": "yes", "RUNS": str(tmp_path), "MEASURE": "no", "STEPS": 3, "NEON_STEPS": 1,
+               "HELD_OUT": 60, "NEON_SAMPLES": 16, "BATCH": 16, "WIDTHS": (8, 8, 8)}  # fmt: skip
     run(NOTEBOOKS[1], cells[: end + 1], **changes)
     for path in tmp_path.rglob("*.ckpt"):
         if files.load_tensors(path.read_bytes().partition(b"\n")[2], path.name)["step"] == 2:
@@ -563,27 +486,25 @@ def test_another_base_gets_another_neon_and_who_does_not_train_sees_the_net_that
     assert len(list(tmp_path.rglob("*.ckpt"))) == 3
     pairs = zip(kernel["base"].parameters(), kernel["worse"].parameters(), strict=True)
     assert sum(float((a - b).square().sum()) for a, b in pairs) < 0.01
-    losses = torch.cat([kernel["history"]["loss"]])
-    assert len(losses) == 3
-    assert losses[-1] == kernel["last"]["loss"][-1]  # the base's, then Neon's
+    assert len(kernel["log"]["loss"]) == 3
+    assert kernel["log"]["loss"][-1] == kernel["last"]["loss"][-1]  # the base's, then Neon's
     assert {"answer", "classes", "seconds"} <= kernel["card"].keys()
-    kernel = run(NOTEBOOKS[1], cells[: end + 1], **changes | {"TRAIN": "no", "HELD_OUT": 500, "NETWORK": "plain"})
-    assert kernel["HELD_OUT"] == 60
-    assert type(kernel["net"]) is type(kernel["denoiser"].net)
+    kernel = run(NOTEBOOKS[1], cells[: end + 1], **changes | {"TRAIN": "no", "NETWORK": "plain"})
+    assert kernel["card"]["settings"]["held_out"] == 60
+    assert kernel["denoiser"].net.widths == (8, 8, 8)
 
 
-@pytest.mark.parametrize("other", ["steps", "batch", "seeds", "data"])
-def test_two_cards_of_different_experiments_are_not_shown_as_one(other, tmp_path, monkeypatch, capsys):
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_demo_trains_beside_the_rest_and_the_page_is_about_the_shipped_net(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", "demo")
-    monkeypatch.setenv("TRAIN", "no")
-    for name in ("classifier_paper", "classifier_best"):
-        card = results.load_card(name)
-        if name == "classifier_paper":
-            changed = {"steps": 3, "data": "AddNIST", "seeds": card["seeds"][:1], "batch": None}
-            card |= {other: changed[other]} if other != "batch" else {"settings": card["settings"] | {"batch": 3}}
-        (tmp_path / "demo").mkdir(exist_ok=True)
-        shutil.copy(results.WEIGHTS / f"{name}.pt", tmp_path / "demo")
-        results.save_card(name, card, tmp_path / "demo")
-    definitions(NOTEBOOKS[0], "splits = {", "recipe = ", "def train(", "# title -> name", RUNS=str(tmp_path))
-    assert "not one experiment" in capsys.readouterr().out
+    kernel = run(path, code(path), RUNS=str(tmp_path), STEPS=3, SAMPLER_STEPS=3)
+    assert {file.parent.name for file in tmp_path.rglob("*.ckpt")} == ({"demo"} if path != NOTEBOOKS[2] else set())
+    assert not list(tmp_path.glob("*"))[1:]
+    assert kernel["card"]["sha256"] == results.load_card(kernel["card"]["name"])["sha256"]
+    if path == NOTEBOOKS[0]:  # to the image
+        said = capsys.readouterr().out
+        for name in ("classifier_paper", "classifier_best"):
+            first = results.load_card(name)["seeds"][0]["test_accuracy"]
+            assert f"{first:.2%} of 10,000 images, AddNIST rebuilt from MNIST; its card: {first:.2%}" in said

@@ -120,13 +120,20 @@ def test_mean_std():
     assert plots.mean_std(torch.tensor([1.0]), ".1f") == "1.0"
 
 
-def test_bars_are_grey_where_they_are_not_ours():
-    (axis,) = plots.bars({"a": 15.3, "b": 91.78}, title="t", ours={"a"}).axes
-    assert [text.get_text().strip() for text in axis.texts] == ["15.30", "91.78"]
-    assert [text.get_position()[0] for text in axis.texts] == pytest.approx([15.3, 91.78])
-    colours = [bar.get_facecolor() for bar in axis.patches]
-    assert colours[0] == pytest.approx(matplotlib.colors.to_rgba(plots.BLUE))
-    assert colours[1] == pytest.approx(matplotlib.colors.to_rgba(plots.GREY))
+def test_bars_are_as_long_as_their_values_and_say_them():
+    (axis,) = plots.bars({"a": 15.3, "b": (91.78, 1.5), "c": (2.0, float("nan"))}, title="t", form=".1f").axes
+    assert [text.get_text().strip() for text in axis.texts] == ["15.3", "91.8 ± 1.5", "2.0"]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([15.3, 91.78, 2.0])
+    assert axis.get_xlim()[1] > 91.78
+
+
+def test_a_waterfall_falls_from_each_step_to_the_next_and_the_published_stand_where_they_are():
+    (axis,) = plots.waterfall({"a": 90.0, "b": 40.0, "c": 15.0}, {"others": 44.0}, title="t").axes
+    bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
+    assert bars == [(0, 90), (90, 0), (0, 40), (40, 50), (0, 15), (15, 25)]  # what is left, what was saved
+    assert [text.get_text().strip() for text in axis.texts] == ["90.00", "40.00", "15.00", "44.00  others"]
+    assert axis.lines[0].get_xdata().tolist() == [44, 44]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
 
 
 def test_figures_are_closed_so_that_a_cell_shows_them_once():
@@ -141,9 +148,10 @@ def test_listing_is_the_source_as_code():
     assert text == inspect.getsource(plots.smooth) + "\n\n" + inspect.getsource(plots.pm)
 
 
+NET = classifiers.DigitSumClassifier().eval()
 FIGURES = [
     lambda: plots.image_grid(torch.arange(3 * 3 * 64, dtype=torch.uint8).view(3, 3, 8, 8), 2, captions=["a", "b", "c"]),
-    lambda: plots.bars({"a": 15.3, "b": 91.78}, title="t", ours={"a"}),
+    lambda: plots.bars({"a": 15.3, "b": 91.78}, title="t"),
     lambda: plots.lines({"a": (torch.arange(3.0), torch.arange(3.0))}, x="n", y="m", title="t"),
     lambda: plots.training_curves({"a": {"loss": torch.arange(90.0)}, "b": {"loss": torch.ones(9)}}),
     lambda: plots.training_curves({"": {"loss": torch.arange(90.0)}}, title="step 90 of 100"),
@@ -151,7 +159,27 @@ FIGURES = [
     lambda: diagrams.adder_diagram(classifiers.DigitSumClassifier()),
     lambda: diagrams.layer_diagram(classifiers.PaperClassifier(), torch.zeros(1, 3, 28, 28)),
     lambda: diagrams.denoising_in_two_dimensions(torch.eye(2), lambda x, sigma: x / 2, (0.1,), torch.ones(3, 2, 2)),
+    lambda: plots.waterfall({"a": 9.0, "b": 4.0}, {"c": 5.0}, title="t"),
+    lambda: diagrams.neon_in_the_plane(torch.eye(2), {weight: torch.eye(2) * weight for weight in (-1, 0, 1)}),
+    lambda: diagrams.digit_sum(NET, torch.zeros(3, 28, 28, dtype=torch.uint8), (1, 2, 3)),
 ]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_every_figure_says_in_a_sentence_what_it_shows(figure):
+    assert len(figure().alt.split()) > 4
+    assert figure().alt.endswith(".")
+
+
+def test_the_sentence_names_what_the_figure_is_labelled_with():
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    grid = plots.image_grid(images, 2, title="two", column_titles=["left\nside", "right"], captions=["fox", "bowl"])
+    assert grid.alt == "two; 2 images in 1 rows of 2; columns: left side, right; fox, bowl."
+    curve = torch.arange(3.0), torch.tensor([4.0, 1.0, 5.0])
+    lines = plots.lines({"a": curve}, x="n", y="m", title="t")
+    assert lines.alt == "t; m by n; a: from 4 to 5, between 1 and 5."
+    assert plots.bars({"a": (2.0, 0.5)}, title="t").alt == "t; a: 2.00 ± 0.50."
+    assert plots.animation(images[None].expand(2, -1, -1, -1, -1), 2, "there and back").alt == "there and back"
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -197,7 +225,7 @@ def test_a_notebook_shows_a_figure_whatever_the_backend(backend):
     shell, before = InteractiveShell.instance(), matplotlib.get_backend()
     try:
         plt.switch_backend(backend)
-        data, _ = shell.display_formatter.format(FIGURES[1]())
+        data, metadata = shell.display_formatter.format(FIGURES[1]())
     finally:
         plt.switch_backend(before)
         InteractiveShell.clear_instance()
@@ -206,3 +234,4 @@ def test_a_notebook_shows_a_figure_whatever_the_backend(backend):
         PIL.Image.open(io.BytesIO(plots.png(FIGURES[1]()))) as expected,
     ):
         assert picture.tobytes() == expected.tobytes()
+    assert metadata["image/png"]["alt"] == FIGURES[1]().alt

@@ -174,7 +174,7 @@ def test_curves_are_means_of_every_so_many_steps_of_each_run_without_the_seconds
     assert list(thinned) == ["every", "loss", "accuracy"]  # in their order, which is that of the panels
     assert thinned["every"] == 2  # what is left over at the end is dropped
     assert [run.tolist() for run in thinned["loss"]] == [[1.5, 3.5], [1.0, 5.0]]
-    assert torch.allclose(torch.stack(thinned["accuracy"]), torch.tensor([[0.15, 0.35], [0.1, 0.5]]))
+    assert torch.allclose(thinned["accuracy"], torch.tensor([[0.15, 0.35], [0.1, 0.5]]))
     assert results.thinned(histories, points=100)["every"] == 1  # of a short run all
 
 

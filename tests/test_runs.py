@@ -176,7 +176,7 @@ def test_the_notebooks_loops_interrupted_end_as_if_never_stopped_bit_for_bit(tmp
                 return batch(*inputs)
 
             monkeypatch.setattr(batches, "batch", interrupted)
-            train, _ = pages.training_loop(number, tmp_path / folder, STEPS=7, BATCH=4, SAVE_EVERY=2)
+            train, _ = pages.training_loop(number, tmp_path / folder, save_every=2, STEPS=7, BATCH=4)
             if stop is None:
                 ends.append(train())
                 continue

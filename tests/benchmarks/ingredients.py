@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 
 import torch
 
-from helpers import batches, diffusion, fid, results, training
+from helpers import batches, data, diffusion, fid, results, studies, training
 from helpers.files import DataError
 from tests.pages import NOTEBOOKS, definitions
 
@@ -36,8 +37,9 @@ VARIANTS = {
 
 def notebook(**changes) -> dict:
     """Notebook 2's names after the cells that this study needs, at full size but for these changes."""
-    starts = "images, labels = (part", "recipe = ", "def train(", "def draw("
+    starts = "recipe = ", "def mean_loss(", "def train(", "def draw("
     page = definitions(NOTEBOOKS[1], *starts, mocked=False, **changes)
+    page["Run"] = partial(page["Run"], save_every=10**6)
     page["sampling"] = {"sigmas": diffusion.karras_sigmas(page["SAMPLER_STEPS"]), "guidance": page["GUIDANCE"],
                         "interval": page["GUIDANCE_INTERVAL"]}  # fmt: skip
     return page
@@ -58,12 +60,16 @@ def loss(denoiser, images, labels) -> torch.Tensor:
 def main(seconds: float = 500, steps: int = 3_000) -> None:
     begun, device = time.monotonic(), training.pick_device()
     gpu = device.type == "cuda"
-    page = notebook(COMPILE=gpu, BATCH=384, SAVE_EVERY=10**6, MEASURE="yes", TRAIN="yes", RUNS="runs/ingredients")
+    page = notebook(COMPILE=gpu, BATCH=384, MEASURE="yes", TRAIN="yes", RUNS="runs/ingredients")
     count = 5_000 if page["DATA"] != "demo" else 100
     short = {"steps": steps, "warmup": steps // 15, "ema_decay": 1 - 6 / steps}
     training.allow_tf32(True)  # for the features: the same for every row, and several times faster
-    real = page["features"](page["held_out"])
-    about = {"data": page["source"], "batch": page["BATCH"], "seed": page["SEED"], **short, "samples": count,
+    last = page["HELD_OUT"] if page["DATA"] != "demo" else 500
+    held_out, labels = (part[-last:].to(device) for part in data.cifar100(page["DATA_ROOT"], "train", page["DATA"]))
+    features = studies.judge(page["DATA_ROOT"], device)
+    real = features(held_out)
+    source = "CIFAR-100" if page["DATA"] != "demo" else "demo shapes"
+    about = {"data": source, "batch": page["BATCH"], "seed": page["SEED"], **short, "samples": count,
              "images": len(real), "features": "TF32" if gpu else "float32"}  # fmt: skip
     try:
         rows = results.load_card("diffusion_ingredients", "runs")["rows"]
@@ -73,14 +79,15 @@ def main(seconds: float = 500, steps: int = 3_000) -> None:
         if title in rows or time.monotonic() - begun > seconds:
             continue
         torch.compiler.reset()
-        network, history, certificate = page["train"](**short | changes)
+        r = page["recipe"] | short | changes
+        network, history, certificate = page["train"](page["fresh"](r), page["training_images"], r)
         row = {"parameters": certificate["parameters"], "seconds": history["seconds"].sum(),
-               "loss": loss(network, page["held_out"], page["held_out_labels"])}  # fmt: skip
+               "loss": loss(network, held_out, labels)}  # fmt: skip
         for way, guidance in {"fid": page["GUIDANCE"], "fid_unguided": 1.0}.items():
             if guidance == 1 or (short | changes).get("label_dropout", 1):
                 options = page["sampling"] | {"guidance": guidance, "batch_size": 1_000 if gpu else 100}
                 each, seed = torch.arange(count) * 100 // count, page["SAMPLE_SEEDS"][0]
-                found = page["features"](page["draw"](network, each, seed=seed, **options))
+                found = features(page["draw"](network, each, seed=seed, **options))
                 row[way] = round(fid.frechet_distance(found, real), 2)
         rows[title] = row
         card = about | {"rows": rows} | results.environment(device)

@@ -66,9 +66,9 @@ def notebook_loop(net=unet.UNet, compiled: bool = False, widths=(48, 96, 128)) -
     names = {"display": lambda figure: None}
     for source in sources[: 1 + next(i for i, source in enumerate(sources) if "def train(" in source)]:
         exec(source, names)
-        if "PARAMETER_LIMIT = " in source:  # the settings cell
-            names |= {"COMPILE": compiled, "SAVE_EVERY": 10_000, "MEASURE": "no"}
-    names["Curves"] = mock.MagicMock()  # nothing is shown
+        if source.startswith("DATA = "):  # the settings cell
+            names |= {"COMPILE": compiled, "MEASURE": "no", "NEON_STEPS": 0}
+    names |= {"Curves": mock.MagicMock(), "amp": training.amp_dtype(DEVICE)}  # nothing is shown; not the demo's float32
     names["runs"], marks, seed_step = tempfile.mkdtemp(), {}, batches.seed_step
 
     def marked(seed, step):
@@ -77,7 +77,8 @@ def notebook_loop(net=unet.UNet, compiled: bool = False, widths=(48, 96, 128)) -
         seed_step(seed, step)
 
     with mock.patch.dict(unet.NETWORKS, looped=net), mock.patch.object(runs, "seed_step", marked):
-        names["train"](steps=WARM + TIMED + 1, batch=BATCH, widths=widths)  # not the demo's small ones
+        r = names["recipe"] | {"steps": WARM + TIMED + 1, "batch": BATCH, "widths": widths}  # not the demo's small ones
+        names["train"](names["fresh"](r), names["training_images"], r)
     return BATCH * TIMED / (marks[WARM + TIMED] - marks[WARM])
 
 

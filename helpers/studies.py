@@ -1,0 +1,364 @@
+"""What the pages measure around a net: variants, ways to draw, ways between samples. Each study fills a result card.
+
+The nets, `train` and the judges come in as arguments; what is measured is what was handed in, and so is what is noted.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers import classifiers, data, diffusion, fid, interpolation, results, training, unet
+from helpers.batches import seed_step
+from helpers.interpolation import lerp, slerp, switch
+from helpers.live import Line
+
+Features = Callable[[Tensor], Tensor]  # images uint8 (N, 3, H, W) -> (N, D)
+
+
+# The classifier.
+
+
+def right(net: nn.Module, images: Tensor, labels: Tensor, **views) -> Tensor:
+    """Which images a net answers correctly: float (N,) of 0 and 1; further arguments as of `classifiers.predict`."""
+    return (classifiers.predict(net, images, **views).argmax(dim=1) == labels.cpu()).float()
+
+
+def accuracies(net: nn.Module, history: dict, seed: int, unseen: tuple, test: tuple, **views) -> dict:
+    """What the card says of a run: of its last 1,000 steps, and of its net on unseen digits and on the test set.
+
+    unseen and test: (images, labels); views: arguments of `right`, for test-time augmentation.
+    """
+    loss, correct = (history[name][-1000:] for name in ("loss", "accuracy"))
+    hits = right(net, *test)
+    row = {
+        "seed": seed,
+        "seconds": history["seconds"].sum(),
+        "train_loss": loss.mean(),
+        "train_accuracy": correct.mean(),
+        "train_accuracy_std_over_batches": correct.std(),
+        "unseen_accuracy": right(net, *unseen).mean(),
+        "test_accuracy": hits.mean(),
+        "test_accuracy_std_over_batches": torch.stack([batch.mean() for batch in hits.split(64)]).std(),
+        "test_accuracy_tta": right(net, *test, **views).mean(),
+    }
+    if isinstance(net, classifiers.DigitSumClassifier):
+        images, labels = data.digits("", "test")
+        read = classifiers.predict(net.reader, images[:, None]).argmax(dim=1)
+        row["misread_digits"] = (read != labels).nonzero()[:, 0]
+    return row
+
+
+def classifier_card(
+    finished: list[tuple], seeds: list[int], root: str, source: str, views: int, jitter: dict[str, float]
+) -> dict:
+    """What a result card says of a net that was trained once for each seed.
+
+    finished: what the page's `train` returned of each, (net, history, certificate). root, source: of the data. views,
+    jitter: of test-time augmentation.
+    """
+    nets, histories, certificates = zip(*finished, strict=True)
+    sets = {split: data.addnist(root, split, source) for split in ("train", "valid", "unseen", "test")}
+    judged = partial(accuracies, unseen=sets["unseen"], test=sets["test"], views=views, jitter=jitter)
+    return certificates[0] | {
+        "views": views,
+        "data_sha256": {split: data.fingerprint(*pair) for split, pair in sets.items()},
+        "protocol": "trained on train and valid; test: ± over batches of 64; train: last 1,000 steps; EMA, of the "
+        "first seed",
+        "seeds": [judged(*run) for run in zip(nets, histories, seeds, strict=True)],
+        "history": results.thinned(histories, 100),
+    }
+
+
+@lru_cache(maxsize=2)
+def to_train_on(root: str, source: str, device: torch.device, told: bool = False) -> tuple[Tensor, Tensor]:
+    """AddNIST's training and validation images, on the device, and their labels (N,); or, told, their digits (N, 3)."""
+    parts = zip(*(data.addnist(root, split, source) for split in ("train", "valid")), strict=True)
+    images, labels = map(torch.cat, parts)
+    labels = data.digit_names(images, data.digits(root, "train", source)) if told else labels
+    return images.to(device), labels.to(device)
+
+
+def variants(
+    name: str, rows: dict[str, tuple], train: Callable, recipe: dict, seeds: list[int], root: str, **card
+) -> results.Card:
+    """The card of nets trained otherwise, judged by images of unseen digits.
+
+    rows: title -> (net, changes of the recipe), each trained once for each seed.
+    train(make, seed, **changes) -> (net, history, certificate); card: what `results.measured` takes.
+    """
+
+    def measure() -> dict:
+        unseen, found = data.addnist(root, "unseen", recipe["data"]), {}
+        for title, (make, changes) in rows.items():
+            nets, _, made = zip(*(train(make, seed, **recipe | changes) for seed in seeds), strict=True)
+            accuracies = [right(net, *unseen).mean() for net in nets]
+            found[title] = {"parameters": made[0]["parameters"], "unseen_accuracy": accuracies}
+        return {"rows": found}
+
+    how = recipe | {"seeds": seeds, "variants": {title: changes for title, (_, changes) in rows.items()}}
+    return results.measured(name, measure, settings=how, **card)
+
+
+def ingredients(recipe: dict, seeds: list[int], steps: int, batch: int, **study) -> results.Card:
+    """The ablation: short runs, each without one ingredient; warm-up and EMA scaled to them. study: of `variants`."""
+    full, share = classifiers.DigitSumClassifier, steps / recipe["steps"]
+    warmup, ema_decay = round(recipe["warmup"] * share), max(0.0, 1 - (1 - recipe["ema_decay"]) / share)
+    rows = {
+        "all ingredients": (full, {}),
+        "learned sum": (classifiers.LearnedSum, {}),
+        "separate readers": (classifiers.SeparateReaders, {}),
+        "no batch norm": (classifiers.no_batch_norm, {}),
+        "no augmentation": (full, {"jitter": {}}),
+        "no EMA": (full, {"ema_decay": 0.0}),
+        "constant learning rate": (full, {"lr_decay": 0.0}),
+    }
+    short = {"steps": steps, "batch": batch, "warmup": warmup, "ema_decay": ema_decay}
+    return variants("classifier_ingredients", rows, recipe=recipe | short, seeds=seeds, **study)
+
+
+def questions(recipe: dict, seed: int, paper_lr: float, batch: int, **study) -> results.Card:
+    """Runs of all steps: the sum learnt, by smaller batches; a deeper paper net; the reader told every digit's name."""
+    rows = {
+        "learned sum": (classifiers.LearnedSum, {"batch": batch}),
+        "paper net, twice as deep": (classifiers.DeeperPaperClassifier, {"lr": paper_lr}),
+        "digit-sum net, told every digit": (classifiers.ToldDigits, {"told": True}),
+    }
+    return variants("classifier_questions", rows, recipe=recipe, seeds=[seed], **study)
+
+
+# The diffusion model.
+
+
+def load_denoiser(name: str, folder: str | Path, device: torch.device | str = "cpu") -> tuple:
+    """The denoiser that weights are of, filled with them, and its card. Raises DataError."""
+    card = results.load_card(name, folder)
+    denoiser = unet.build_denoiser(card["settings"], device)
+    return denoiser, results.load_weights(name, denoiser, folder, unet.PROBE)
+
+
+def judge(root: str | Path, device: torch.device) -> Features:
+    """`fid.features` by the FID network, which is fetched where it is not in `root`, counting aloud."""
+    return partial(fid.features, network=fid.load_network(root, device), device=device, progress=Line("features"))
+
+
+def _spread(count: int) -> Tensor:
+    """So many labels, as many of each class."""
+    return torch.arange(count) * 100 // count
+
+
+def loss_by_level(denoiser: nn.Module, sets: dict[str, tuple], count: int, seed: int = 0) -> dict[str, tuple]:
+    """Name -> (noise levels, mean loss of `count` images there), by the same noise; sets: name -> (images, labels)."""
+    device, settings = next(denoiser.parameters()).device, {"p_mean": -1.2, "p_std": 1.2}
+    sigmas, curves = (settings["p_mean"] + settings["p_std"] * torch.linspace(-2, 2, 12)).exp(), {}
+    for name, of in sets.items():
+        images, labels = (part[:count].to(device) for part in of)
+        seed_step(seed, 0)
+        with torch.no_grad():
+            losses = [diffusion.loss(denoiser, images, labels, sigma.expand(count).to(device)) for sigma in sigmas]
+        curves[f"{name} images"] = sigmas, torch.stack(losses).mean(dim=1).cpu()
+    return curves
+
+
+def fid_of(
+    draw: Callable,
+    features: Features,
+    real: Tensor,
+    sampling: dict,
+    samples: int,
+    seeds: list[int],
+    known: dict,
+    device: torch.device,
+) -> dict:
+    """The judges' figures of so many samples, of each class as many: those of the first seed, and each seed's FID.
+
+    draw(labels, seed=…, **sampling) -> images; real: the test images; sampling: arguments of `diffusion.sample`.
+    known: figures that are there, and returned where they were measured like this. device: for the card.
+    """
+    guided = (
+        "guidance {guidance} for σ in {interval}".format(**sampling) if sampling["guidance"] != 1 else "no guidance"
+    )
+    about = {
+        "n": samples,
+        "seeds": seeds,
+        "protocol": f"clean-fid features, {samples:,} samples against the {len(real):,} CIFAR-100 test images",
+        "sampler": f"DPM-Solver++, {len(sampling['sigmas']) - 1} steps, {guided}",
+        "denoiser_evaluations": diffusion.evaluations(**sampling),
+    }
+    if all(known.get(key) == value for key, value in about.items()):
+        return known
+    true = features(real)
+    found = [fid.judge(features(draw(_spread(samples), seed=seed, **sampling)), true) for seed in seeds]
+    return found[0] | {"fid_by_seed": [one["fid"] for one in found]} | about | results.environment(device)
+
+
+CHANGES = [{"steps": steps} for steps in (10, 14, 30)] + [{"guidance": scale} for scale in (1.0, 2.0, 3.0)]
+CHANGES += [{"interval": [0.0, 80.0]}, {"interval": [0.3, 6.0]}]  # everywhere; not where the noise is faint
+
+
+def sweep(
+    nets: dict[float, nn.Module],
+    draw: Callable,
+    features: Features,
+    held_out: Tensor,
+    default: dict,
+    seed: int,
+    samples: int = 1_000,
+) -> dict:
+    """Samples from the same noises by other settings, judged by twice as many held-out images; the first row is ours.
+
+    nets: weight of Neon -> denoiser. draw(denoiser, labels, seed=…, **sampling) -> images. default: our "steps",
+    "guidance", "interval" and "neon"; `CHANGES` and the other nets change one each. Without label dropout nothing can
+    guide, so a default guidance of 1 stays.
+    """
+    real, rows = features(held_out[: 2 * samples]), [default]
+    for change in [*CHANGES, *({"neon": weight} for weight in nets)]:
+        if default | change != default and ("steps" in change or "neon" in change or default["guidance"] != 1):
+            rows.append(default | change)
+    for i, row in enumerate(rows):
+        how = {
+            "guidance": row["guidance"],
+            "interval": row["interval"],
+            "sigmas": diffusion.karras_sigmas(row["steps"]),
+        }
+        drawn = features(draw(nets[row["neon"]], _spread(samples), seed=seed, **how))
+        rows[i] = row | {"evaluations": diffusion.evaluations(**how)} | fid.judge(drawn, real)
+    return {"data": "CIFAR-100", "samples": samples, "images": len(real), "seed": seed, "rows": rows}
+
+
+def cost(card: dict) -> str:
+    """One line: the arithmetic of training on one image, and what the run of a card made of its device.
+
+    Convolutions and linear layers are counted, and a third of a training step taken for one evaluation.
+    """
+    images, labels = data.photographs()
+    with FlopCounterMode(display=False) as counter:
+        diffusion.loss(unet.build_denoiser(card["settings"]), images, labels, torch.ones(len(images))).mean().backward()
+    flops = counter.get_total_flops() / len(images)
+    speed = card["steps"] * card["settings"]["batch"] / max(card["seconds"], 1)
+    return (
+        f"{flops / 1e9:.2f} GFLOP to train on one image, {flops / 3e9:.2f} for one evaluation; "
+        f"{card['device']}: {speed:,.0f} images/s, {speed * flops / 1e12:.2f} TFLOP/s"
+    )
+
+
+class _PlaneDenoiser(nn.Module):
+    """D(x, σ) of points in the plane, preconditioned as `diffusion.Denoiser` is: x (B, 2), σ a number or (B,)."""
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        sizes = [3, width, width, width]
+        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.SiLU())]
+        self.net = nn.Sequential(*layers, nn.Linear(width, 2))
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        sigma = torch.as_tensor(sigma, dtype=torch.float32).expand(len(x))[:, None]
+        c_in = (sigma**2 + 0.5).rsqrt()
+        seen = torch.cat([c_in * x, sigma.log() / 4], dim=1)
+        return 0.5 * c_in**2 * x + 0.5**0.5 * sigma * c_in * self.net(seen)
+
+
+def neon_in_two_dimensions(points: Tensor, seed: int = 0, weights: Sequence[int] = range(-1, 7)) -> dict[int, Tensor]:
+    """Neon on points (N, 2): weight -> samples (2000, 2) of the net that steps so far away, from the same noises.
+
+    Weight 0 is a small net itself, -1 the one that went on training on its own samples. Takes some seconds.
+    """
+    torch.manual_seed(seed)
+
+    def fit(net: nn.Module, points: Tensor, steps: int, lr: float, decay: float) -> nn.Module:
+        optimizer, ema = torch.optim.Adam(net.parameters(), lr), training.EMA(net, 0.99)
+        for step in range(steps):
+            training.set_lr(optimizer, lr * training.lr_factor(step, steps, warmup=20, decay=decay))
+            clean, sigma = points[torch.randint(len(points), (256,))], (1.2 * torch.randn(256) - 1.2).exp()
+            error = net(clean + sigma[:, None] * torch.randn_like(clean), sigma) - clean
+            optimizer.zero_grad()
+            (error.square().mean(dim=1) * (sigma**2 + 0.5) / (0.5 * sigma**2)).mean().backward()
+            optimizer.step()
+            ema.update(net)
+        return ema.module
+
+    @torch.no_grad()
+    def draw(net: nn.Module) -> Tensor:
+        x = 5 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(seed))
+        return deque(diffusion.dpm_solver_steps(net, x, diffusion.karras_sigmas(30, 0.01, 5.0)), maxlen=1).pop()[0]
+
+    base = fit(_PlaneDenoiser(), points, 3000, 5e-3, 1.0)
+    again = _PlaneDenoiser()
+    again.load_state_dict(base.state_dict())
+    worse = fit(again, draw(base), 800, 5e-4, 0.0)
+    return {weight: draw(training.step_away(base, worse, weight)) for weight in weights}
+
+
+# Between samples.
+
+REPORT, SWITCHED = "DDPM, fresh noise; class switches", "DDPM, shared noise; class switches"
+SHARED, STRAIGHT = "DDPM, shared noise; class slerp", "deterministic, noise lerp; class lerp"
+GLIDE = "deterministic, noise slerp; class slerp"
+
+
+def ways(sampling: dict, ancestral_steps: int) -> dict[str, dict]:
+    """Ways from one sample to another, name -> arguments of `interpolation.between`; sampling: of the deterministic."""
+    ddpm = sampling | {"sigmas": diffusion.ddpm_sigmas(ancestral_steps), "solver": diffusion.ddpm_steps}
+    return {
+        REPORT: ddpm | {"fresh_noise": True, "class_way": switch},
+        "DDPM, fresh noise; class slerp": ddpm | {"fresh_noise": True},
+        SWITCHED: ddpm | {"class_way": switch},
+        SHARED: ddpm,
+        "deterministic, noise slerp; class switches": sampling | {"class_way": switch},
+        GLIDE: sampling,
+        "deterministic, noise slerp; class lerp": sampling | {"class_way": lerp},
+        "deterministic, noise lerp; class slerp": sampling | {"way": lerp, "class_way": slerp},
+        STRAIGHT: sampling | {"way": lerp},
+    }
+
+
+def smoothness(denoiser: nn.Module, by: dict[str, dict], features: Features, pairs: int, rows: int, seed: int) -> dict:
+    """Length and unevenness of each way, over random pairs, with 4 (rows - 1) + 1 frames and fewer."""
+    labels = torch.randint(100, (2, pairs), generator=torch.Generator().manual_seed(seed))
+    noises = tuple(diffusion.starting_noise(pairs, seed + more) for more in (2, 3))
+    fine = torch.linspace(0, 1, 4 * (rows - 1) + 1)
+
+    def path(where: Tensor, options: dict) -> Tensor:
+        frames = interpolation.between(denoiser, tuple(labels), noises, where, **options)
+        return features(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])  # (F, P, D)
+
+    paths = {name: path(fine, options) for name, options in by.items()}
+    found = {name: interpolation.smoothness(of, every=(4, 2, 1)) for name, of in paths.items()}
+    places = interpolation.retime(fine, interpolation.step_lengths(paths[GLIDE]), rows)
+    found[f"{GLIDE}; re-timed"] = interpolation.smoothness(path(places, by[GLIDE]))
+    return {"pairs": pairs, "rows": found}
+
+
+def middles(denoiser: nn.Module, sampling: dict, features: Features, test: Tensor, count: int, seed: int) -> dict:
+    """FID, and distance of mean features, from twice as many test images: of starting points and of midpoints."""
+    real = features(test[: 2 * count])
+    start, end = torch.randint(100, (2, count), generator=torch.Generator().manual_seed(seed + 1))
+    noises = tuple(diffusion.starting_noise(count, seed + more) for more in (4, 5))
+    kinds = {
+        "starting points": ((start, start), 0.0, {}),
+        "slerp of noise": ((start, start), 0.5, {}),
+        "lerp of noise": ((start, start), 0.5, {"way": lerp}),
+        "slerp of noise and class": ((start, end), 0.5, {}),
+        "lerp of noise and class": ((start, end), 0.5, {"way": lerp}),
+        "slerp of noise, lerp of class": ((start, end), 0.5, {"class_way": lerp}),
+    }
+    rows = {}
+    for name, (labels, position, how) in kinds.items():
+        found = features(interpolation.between(denoiser, labels, noises, [position], **how, **sampling)[0])
+        distances = {"fid": fid.frechet_distance(found, real), "mean_distance": fid.mean_distance(found, real)}
+        rows[name] = distances
+    return {"images_each": count, "test_images": len(real), "rows": rows}
+
+
+def there_and_back(denoiser: nn.Module, images: Tensor, labels: Tensor, steps: int) -> tuple[Tensor, Tensor, dict]:
+    """Images up to their noise and down again by Heun's method: the noise, the images drawn from it, the figures."""
+    heun = {"sigmas": diffusion.karras_sigmas(steps), "solver": diffusion.heun_steps}
+    noise = interpolation.invert(denoiser, images, labels, heun["sigmas"])
+    again = diffusion.sample(denoiser, labels, noise=noise, **heun)
+    psnr, evaluations = interpolation.psnr(images, again), diffusion.evaluations(**heun)
+    figures = {"n": len(psnr), "steps": steps, "psnr": psnr.mean(), "psnr_std_over_images": psnr.std()}
+    return noise, again, figures | {"denoiser_evaluations_there_and_back": 2 * evaluations - 1}  # there, 0 is left out

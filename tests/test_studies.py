@@ -1,0 +1,232 @@
+"""What the pages measure: by whom, on what, and what is noted of it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from helpers import classifiers, data, diffusion, fid, interpolation, results, studies, unet
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return classifiers.DigitSumClassifier().eval()
+
+
+def test_what_a_finished_net_is_measured_by(net, monkeypatch):
+    """Each figure from its own set and number of views."""
+    asked = []
+
+    def right(of, images, labels, **views):
+        asked.append((of, images, views))
+        return torch.arange(130.0) + len(asked)
+
+    monkeypatch.setattr(studies, "right", right)
+    history = {"loss": torch.arange(1500.0), "accuracy": torch.arange(1500.0), "seconds": torch.full((1500,), 2.0)}
+    weak = {"degrees": 1.0}
+    row = studies.accuracies(net, history, 7, unseen=("unseen", 0), test=("test", 0), views=3, jitter=weak)
+    more = {"views": 3, "jitter": weak}
+    assert asked == [(net, "test", {}), (net, "unseen", {}), (net, "test", more)]
+    assert (row["seed"], row["seconds"], row["train_loss"], row["train_accuracy"]) == (7, 3000, 999.5, 999.5)
+    assert [float(row[f"{of}_accuracy"]) for of in ("test", "unseen")] == [65.5, 66.5]
+    assert float(row["test_accuracy_tta"]) == 67.5
+    means = [float(part.mean()) for part in (torch.arange(130.0) + 1).split(64)]
+    assert float(row["test_accuracy_std_over_batches"]) == pytest.approx(np.std(means, ddof=1))
+    images, labels = data.digits("", "test")
+    read = classifiers.predict(net.reader, images[:, None]).argmax(dim=1)
+    assert row["misread_digits"].tolist() == np.flatnonzero(read != labels).tolist()
+
+
+def test_right_is_right(net, monkeypatch):
+    answers = F.one_hot(torch.tensor([3, 4, 5]), 20).float()
+    monkeypatch.setattr(classifiers, "predict", lambda of, images, **how: answers)
+    assert studies.right(net, None, torch.tensor([3, 0, 5])).tolist() == [1, 0, 1]
+
+
+def test_variants_are_trained_by_their_own_recipe_and_judged_by_unseen_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "addnist", lambda root, split, source: (root, split, source))
+    judged, trained = [], []
+
+    def right(of, root, split, source):
+        judged.append((root, split, source))
+        return torch.tensor([1.0, float(of)])
+
+    def train(make, seed, **changes):
+        trained.append((make, seed, changes))
+        return len(trained), None, {"parameters": 7}
+
+    monkeypatch.setattr(studies, "right", right)
+    recipe, rows = {"data": "rebuilt", "lr": 1, "ema": 2}, {"a": ("net a", {}), "b": ("net b", {"lr": 3})}
+    card = studies.variants("study", rows, train, recipe, [4, 5], "root", now=True, runs=tmp_path, device=CPU)
+    assert trained == [("net a", 4, recipe), ("net a", 5, recipe), ("net b", 4, recipe | {"lr": 3}),
+                       ("net b", 5, recipe | {"lr": 3})]  # fmt: skip
+    assert set(judged) == {("root", "unseen", "rebuilt")}
+    assert card["rows"]["b"] == {"parameters": 7, "unseen_accuracy": [2.0, 2.5]}
+    assert card["settings"] == recipe | {"seeds": [4, 5], "variants": {"a": {}, "b": {"lr": 3}}}
+    again = studies.variants("study", rows, None, recipe, [4, 5], "root", now=False, runs=tmp_path, device=CPU)
+    assert again == card
+
+
+def test_short_runs_have_a_warm_up_and_an_ema_of_their_length(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(studies, "variants", lambda name, rows, **how: seen.update(how, name=name, rows=rows))
+    recipe = {"steps": 10_000, "batch": 192, "warmup": 200, "ema_decay": 0.999}
+    studies.ingredients(recipe, [0], 400, 64)
+    short = {"steps": 400, "batch": 64, "warmup": 8, "ema_decay": pytest.approx(0.975)}
+    assert seen["recipe"] == short
+    for title, (_, changes) in seen["rows"].items():
+        assert len(changes) <= 1, title  # one thing at a time
+    studies.ingredients(recipe, [0], 5, 64)
+    assert seen["recipe"]["ema_decay"] == 0
+
+
+def test_labels_and_names_of_what_is_trained_on(monkeypatch):
+    studies.to_train_on.cache_clear()
+    images, labels = studies.to_train_on("", "demo", CPU)
+    assert len(images) == 8_000
+    assert torch.equal(studies.to_train_on("", "demo", CPU, told=True)[1].sum(dim=1) - 1, labels)
+    studies.to_train_on.cache_clear()
+
+
+@pytest.mark.parametrize("count", [50, 150, 2_048])
+def test_samples_are_spread_over_the_classes(count, monkeypatch):
+    """Those of the FID, each seed's, and those of the sweep; each by the net and the settings that its row says."""
+    drawn = []
+
+    def draw(net, labels, *, seed, **how):
+        drawn.append((net, labels, seed, how))
+        return torch.full((len(labels),), float(len(drawn)))  # known again by its place
+
+    monkeypatch.setattr(fid, "judge", lambda found, real: dict.fromkeys(("fid", "kid"), float(found[0])))
+    sampling = {"sigmas": diffusion.karras_sigmas(4), "guidance": 1.5, "interval": (0.0, 80.0)}
+    by = lambda labels, **how: draw("ours", labels, **how)  # noqa: E731
+    found = studies.fid_of(by, lambda x: x, torch.zeros(9), sampling, count, [1, 2], {}, CPU)
+    assert found["fid_by_seed"] == [1.0, 2.0]
+    assert found["fid"] == 1
+    assert (found["n"], found["denoiser_evaluations"]) == (count, 8)
+    assert [(seed, how) for _, _, seed, how in drawn] == [(1, sampling), (2, sampling)]
+    assert studies.fid_of(None, None, torch.zeros(9), sampling, count, [1, 2], found, CPU) == found  # known
+    default = {"steps": 6, "guidance": 2.0, "interval": [0.3, 6.0], "neon": 1.0}
+    swept = studies.sweep({1.0: "with", 0.0: "without"}, draw, lambda x: x, torch.zeros(9), default, 3, count)
+    rows = [{key: row[key] for key in default} for row in swept["rows"]]
+    assert rows[0] == default
+    assert rows[-1] == default | {"neon": 0.0}
+    assert all(sum(row[key] != default[key] for key in default) == 1 for row in rows[1:])
+    assert [row["fid"] for row in swept["rows"]] == [float(i) for i in range(3, 3 + len(rows))]
+    for (net, _, seed, how), row in zip(drawn[2:], swept["rows"], strict=True):
+        assert net == ("with" if row["neon"] else "without")
+        assert seed == 3
+        assert (len(how["sigmas"]) - 1, how["guidance"], how["interval"]) == (
+            row["steps"],
+            row["guidance"],
+            row["interval"],
+        )
+        assert row["evaluations"] == diffusion.evaluations(**how)
+    for _, labels, _, _ in drawn:
+        counts = labels.bincount(minlength=100)
+        assert len(labels) == count
+        assert counts.max() - counts.min() <= 1
+
+
+def test_a_net_that_cannot_be_guided_is_swept_by_steps_alone(monkeypatch):
+    monkeypatch.setattr(fid, "judge", lambda found, real: {"fid": 1.0})
+    default = {"steps": 20, "guidance": 1.0, "interval": [0.0, 6.0], "neon": 0.0}
+    nets, draw = {0.0: None}, lambda net, labels, **how: labels
+    swept = studies.sweep(nets, draw, lambda x: x, torch.zeros(9), default, 0, 4)
+    assert [row["steps"] for row in swept["rows"]] == [20, 10, 14, 30]
+
+
+def test_neon_on_a_spiral_gets_worse_one_way_and_better_the_other():
+    angle = torch.linspace(1.5, 12.5, 400)
+    spiral = torch.stack([angle.cos(), angle.sin()], dim=1) * angle[:, None] / 9
+    samples = studies.neon_in_two_dimensions(spiral, weights=(-1, 0, 1))
+    worse, base, better = (torch.cdist(of, spiral).amin(dim=1).mean() for of in samples.values())
+    assert better < base < worse
+
+
+def test_cost_counts_multiplications_and_additions_three_times_over():
+    card = {"steps": 10, "seconds": 2.0, "device": "here", "settings": results.load_card("diffusion")["settings"]}
+    said = studies.cost(card)
+    total, one = (float(part.split()[0]) for part in said.split("; ")[0].split(", "))
+    assert total == pytest.approx(3 * one, rel=0.02)
+    assert f"here: {10 * card['settings']['batch'] / 2:,.0f} images/s" in said
+
+
+def test_the_loss_by_level_is_that_of_each_set_under_the_same_noise():
+    torch.manual_seed(0)
+    denoiser = diffusion.Denoiser(unet.UNet((8, 8), (1, 1), loops=(1, 1)))
+    images, labels = (part[:3] for part in data.photographs())
+    curves = studies.loss_by_level(
+        denoiser, {"a": (images, labels), "b": (images, labels), "c": (255 - images, labels)}, 3
+    )
+    assert torch.equal(curves["a images"][1], curves["b images"][1])
+    assert not torch.equal(curves["a images"][1], curves["c images"][1])
+    assert len(curves["a images"][0]) == 12
+
+
+def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch):
+    """Where, by which way, and with which labels each row was drawn."""
+    drawn = {}
+    monkeypatch.setattr(fid, "frechet_distance", lambda found, real: float(found))
+    monkeypatch.setattr(fid, "mean_distance", lambda found, real: 0.0)
+
+    def between(denoiser, labels, noises, positions, *, way="slerp", class_way=None, **sampling):
+        drawn[float(len(drawn))] = positions, way, class_way or way, torch.equal(*labels)
+        return [len(drawn) - 1.0]
+
+    monkeypatch.setattr(interpolation, "between", between)
+    monkeypatch.setattr(studies, "lerp", "lerp")
+    rows = studies.middles(None, {}, lambda images: images, torch.zeros(9), 4, 0)["rows"]
+    assert {name: drawn[row["fid"]] for name, row in rows.items()} == {
+        "starting points": ([0.0], "slerp", "slerp", True), "slerp of noise": ([0.5], "slerp", "slerp", True),
+        "lerp of noise": ([0.5], "lerp", "lerp", True), "slerp of noise and class": ([0.5], "slerp", "slerp", False),
+        "lerp of noise and class": ([0.5], "lerp", "lerp", False),
+        "slerp of noise, lerp of class": ([0.5], "slerp", "lerp", False),
+    }  # fmt: skip
+
+
+def test_each_way_is_what_its_name_says():
+    sampling = {"sigmas": "ours", "guidance": 2.0}
+    for name, how in studies.ways(sampling, 5).items():
+        assert how["guidance"] == 2
+        assert (how.get("solver") is diffusion.ddpm_steps) == name.startswith("DDPM")
+        assert how.get("fresh_noise", False) == ("fresh" in name)
+        noise, by_class = how.get("way", interpolation.slerp), how.get("class_way", how.get("way", interpolation.slerp))
+        named = {"lerp": interpolation.lerp, "slerp": interpolation.slerp, "switches": interpolation.switch}
+        assert by_class is named[name.rpartition(" ")[2]]
+        if name.startswith("deterministic"):
+            assert noise is named[name.split(";")[0].rpartition(" ")[2]]
+            assert how["sigmas"] == "ours"
+
+
+def test_there_and_back_says_how_well_and_at_what_price():
+    torch.manual_seed(0)
+    denoiser = diffusion.Denoiser(unet.UNet((8, 8), (1, 1), loops=(1, 1))).eval()
+    images, labels = (part[:2] for part in data.photographs())
+    noise, again, figures = studies.there_and_back(denoiser, images, labels, 4)
+    assert noise.shape == images.shape
+    assert float(figures["psnr"]) == pytest.approx(float(interpolation.psnr(images, again).mean()))
+    assert figures["denoiser_evaluations_there_and_back"] == 6 + 7
+    assert (figures["n"], figures["steps"]) == (2, 4)
+
+
+def test_smoothness_is_measured_of_each_way_and_of_the_glide_timed_anew(monkeypatch):
+    asked = []
+
+    def between(denoiser, labels, noises, where, **how):
+        asked.append((where, how))
+        return torch.rand(len(where), 3, 2)
+
+    monkeypatch.setattr(interpolation, "between", between)
+    by = {studies.GLIDE: {"way": 1}, studies.REPORT: {"way": 2}}
+    found = studies.smoothness(SimpleNamespace(), by, lambda frames: frames, 3, 4, 0)
+    assert [*found["rows"]] == [studies.GLIDE, studies.REPORT, f"{studies.GLIDE}; re-timed"]
+    assert [len(where) for where, _ in asked] == [13, 13, 4]
+    assert asked[2][0].shape == (4, 3)  # each pair's own
+    assert asked[2][1] == {"way": 1}
+    assert [*found["rows"][studies.GLIDE]["length"]] == [4, 7, 13]
