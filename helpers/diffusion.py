@@ -239,6 +239,7 @@ def sample(
     *,
     seed: int = 0,
     noise: Tensor | None = None,
+    rows: Tensor | None = None,
     sigmas: Tensor | None = None,
     solver: Callable[..., Steps] = dpm_solver_steps,
     guidance: float = 1.0,
@@ -252,6 +253,8 @@ def sample(
     labels: int64 (B,) in 0…classes, or class embeddings float (B, E).
     seed: of the starting noise, and of the noise that `ddpm_steps` adds.
     noise: float (B, 3, H, W), N(0, I), in place of the starting noise drawn from `seed`.
+    rows: which row of the noise that `ddpm_steps` adds an image takes, int (B,); its own unless given. Images of one
+        row get the same.
     sigmas: noise levels, float (steps + 1,), decreasing to 0; `karras_sigmas()` where there are none.
     solver: `dpm_solver_steps`, `heun_steps`, `ddim_steps` (all deterministic) or `ddpm_steps`.
     guidance: the scale, from 0; 1 for none.
@@ -265,12 +268,12 @@ def sample(
     if noise.ndim != 4 or noise.shape[:2] != (len(labels), 3):
         raise ValueError(f"expected noise ({len(labels)}, 3, H, W), one for each label, got {tuple(noise.shape)}")
     sigmas, device = checked_sigmas(sigmas), next(denoiser.parameters()).device
-    images = []
+    rows, images = list(range(len(labels))) if rows is None else rows.tolist(), []
     for start in range(0, len(labels), batch_size):
-        rows = slice(start, start + batch_size)
-        x = noise[rows].to(device) * float(sigmas[0])
-        streams = [generator(2 * seed + 1, i) for i in range(start, start + len(x))]  # its own for each image
-        denoise = guided(denoiser, labels[rows].to(device), guidance, interval)
+        part = slice(start, start + batch_size)
+        x = noise[part].to(device) * float(sigmas[0])
+        streams = [generator(2 * seed + 1, row) for row in rows[part]]
+        denoise = guided(denoiser, labels[part].to(device), guidance, interval)
         steps = solver(denoise, x, sigmas, lambda own=streams: _randn(own, noise.shape[1:]).to(device))
         images.append(to_uint8(deque(steps, maxlen=1).pop()[0]).cpu())
         if progress:

@@ -98,12 +98,10 @@ def between(
     device = next(denoiser.parameters()).device
     ends = (checked_labels(denoiser, of).to(device) for of in labels)
     start, end = (denoiser.net.class_embedding(of).cpu() for of in ends)  # (P, E)
-    frames = []
-    for i, t in enumerate(positions):
-        own = seed + i if fresh_noise else seed
-        embedding = (class_way or way)(start, end, t)
-        frames.append(sample(denoiser, embedding, noise=way(*noises, t), seed=own, **sampling))
-    return torch.stack(frames)
+    embeddings = torch.cat([(class_way or way)(start, end, t) for t in positions])  # (F · P, E)
+    noise, pairs = torch.cat([way(*noises, t) for t in positions]), len(start)
+    rows = torch.arange(len(noise)) if fresh_noise else torch.arange(pairs).repeat(len(positions))
+    return sample(denoiser, embeddings, noise=noise, seed=seed, rows=rows, **sampling).unflatten(0, (-1, pairs))
 
 
 @torch.no_grad()

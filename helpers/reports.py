@@ -124,7 +124,7 @@ def sure_and_wrong(net: classifiers.DigitSumClassifier, images: Tensor, labels: 
 def diffusion_headline(card: dict) -> str:
     """What the page is about, in one line, beside the report."""
     spent = f"{card['parameters']:,} parameters and {card['steps']:,} steps"
-    found = "FID {fid:.2f} by {n:,} samples".format(**card["metrics"])
+    found = "FID {fid:.2f} by {n:,} samples".format(**card["metrics"]) if "metrics" in card else "FID not measured yet"
     return f"{found}, with {spent}. The report: 91.78, with 948,856 and 50,000."
 
 

@@ -141,6 +141,12 @@ def load_denoiser(name: str, folder: str | Path, device: torch.device | str = "c
     return denoiser, results.load_weights(name, denoiser, folder, unet.PROBE)
 
 
+def standard(card: dict) -> dict:
+    """How the pages draw, as arguments of `diffusion.sample`: twenty steps, guided where labels were hidden."""
+    guided = {"guidance": 2.5, "interval": (0.05, 6.0)} if card["settings"]["label_dropout"] else {}
+    return {"sigmas": diffusion.karras_sigmas(20), **guided}
+
+
 def judge(root: str | Path, device: torch.device) -> Features:
     """`fid.features` by the FID network, which is fetched where it is not in `root`, counting aloud."""
     return partial(fid.features, network=fid.load_network(root, device), device=device, progress=Line("features"))
