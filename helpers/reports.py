@@ -77,14 +77,14 @@ def answers(asked: dict, ablation: dict, cards: dict[str, dict]) -> Markdown:
     few, small = ablation["settings"], full["variants"]["learned sum"]["batch"]
     for title in ("learned sum", "all ingredients"):
         said = title.replace("all ingredients", "exact sum")
-        rows.append([said, f"{few['steps']:,} of {few['batch']}", f"{short[title][0]:,.0f}"])
+        rows.append([said, f"{few['steps']:,} of {few['batch']}", len(few["seeds"]), f"{short[title][0]:,.0f}"])
     for title, (wrong, _) in errors(asked).items():
         batch = small if title == "learned sum" else full["batch"]
-        rows.append([title, f"{full['steps']:,} of {batch}", f"{wrong:,.0f}"])
+        rows.append([title, f"{full['steps']:,} of {batch}", len(full["seeds"]), f"{wrong:,.0f}"])
     for title, card in cards.items():
         steps = f"{card['steps']:,} of {card['settings']['batch']}"
-        rows.append([title, steps, f"{10_000 * (1 - card['seeds'][0]['unseen_accuracy']):,.0f}"])
-    return plots.table(["", "steps", "errors in 10,000 images of unseen digits"], rows)
+        rows.append([title, steps, 1, f"{10_000 * (1 - card['seeds'][0]['unseen_accuracy']):,.0f}"])
+    return plots.table(["", "steps", "seeds", "errors in 10,000 images of unseen digits"], rows)
 
 
 def misread(net: classifiers.DigitSumClassifier, most: int = 36) -> Picture:
@@ -108,8 +108,9 @@ def sure_and_wrong(net: classifiers.DigitSumClassifier, images: Tensor, labels: 
     wrong = (chances.argmax(dim=1) != labels).nonzero()[:, 0]
     misread = pool[classifiers.predict(net.reader, pool[:, None]).argmax(dim=1) != names]
     known = {digit.tobytes() for digit in misread.numpy()}
-    blamed = sum(any(digit.tobytes() in known for digit in image) for image in images[wrong].numpy())
-    print(f"{len(wrong)} of {len(images):,} answers are wrong, {blamed} of them with a misread digit.")
+    shown = [{digit.tobytes() for digit in image} & known for image in images[wrong].numpy()]
+    blamed, behind = sum(map(bool, shown)), len(set().union(*shown))
+    print(f"{len(wrong)} of {len(images):,} answers are wrong, {blamed} of them by {behind} misread digits.")
     print(f"On average the net is {chances.amax(dim=1).mean():.2%} sure, and {1 - len(wrong) / len(images):.2%} right.")
     surest = wrong[chances[wrong].amax(dim=1).argsort(descending=True, stable=True)[:count]]
     with torch.no_grad():
@@ -141,7 +142,7 @@ def fid_waterfall(card: dict) -> Picture:
     found = {
         "plain U-Net, report's recipe": results.load_card("diffusion_paper"),
         "plain U-Net: EDM, Muon, guidance": results.load_card("diffusion_plain"),
-        f"{card['settings']['network']} U-Net, Neon, small batches": card,
+        f"{card['settings']['network']} U-Net, Neon": card,
     }
     gans = {
         f"DCGAN, 967,072 parameters: {PLAYER}": 44.46,

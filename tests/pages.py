@@ -22,6 +22,13 @@ def settings_cell(path):
     return cell
 
 
+def beginning(path):
+    """The cells up to the settings and the one that checks them, without the first picture, which takes seconds."""
+    cells = code(path)
+    at = cells.index(settings_cell(path))
+    return cells[: at - 1] + cells[at : at + 2]
+
+
 def run(path, cells, mocked=True, **changes):
     """Execute cells with the settings nbmake mocks, if wanted, and further changes; returns the kernel's names."""
     settings, kernel = settings_cell(path), {"__name__": "__main__"}
@@ -39,7 +46,7 @@ def definitions(path, *starts, **changes):
     at = cells.index(settings_cell(path))
     wanted = [cell for cell in cells[at + 2 :] if any(start in cell["source"] for start in starts)]
     assert len(wanted) == len(starts)
-    return run(path, cells[: at + 2] + wanted, **changes)
+    return run(path, beginning(path) + wanted, **changes)
 
 
 def training_loop(number, folder, save_every=500, **changes):

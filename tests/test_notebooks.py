@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from helpers import batches, data, demo, diffusion, fid, files, results, settings, studies, unet
-from tests.pages import NOTEBOOKS, ROOT, code, definitions, run, settings_cell, training_loop
+from tests.pages import NOTEBOOKS, ROOT, beginning, code, definitions, run, settings_cell, training_loop
 
 FULL_SIZE = {
     "01_classifier": {
@@ -124,9 +124,22 @@ def png_width(data):
     return int.from_bytes(base64.b64decode(data)[16:20], "big")
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """What takes seconds, made short: first pictures by three steps, two hundred test images, no Neon on the spiral."""
+    addnist = data.addnist
+
+    def few(root, split, source):
+        return tuple(part[: 200 if split == "test" else None] for part in addnist(root, split, source))
+
+    monkeypatch.setattr(data, "addnist", few)
+    monkeypatch.setattr(studies, "standard", lambda card: {"sigmas": diffusion.karras_sigmas(3)})
+    monkeypatch.setattr(studies, "neon_in_two_dimensions", lambda points, seed: {w: points * w for w in (-1, 0, 1)})
+
+
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_run_all_twice_in_one_kernel_with_the_studies_of_the_cards(path, tmp_path, monkeypatch):
+def test_run_all_twice_in_one_kernel_with_the_studies_of_the_cards(path, tmp_path, monkeypatch, quick):
     """On demo data without a GPU, as README's first command has it, the long studies are shown, not made."""
     for name in ("DATA", "DATA_ROOT", "TRAIN"):
         monkeypatch.delenv(name, raising=False)
@@ -165,7 +178,7 @@ def test_who_is_told_the_digits_sees_no_channel_leave_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_cell_that_comes_too_early_misses_a_name_and_leaves_nothing(path, tmp_path, monkeypatch):
+def test_a_cell_that_comes_too_early_misses_a_name_and_leaves_nothing(path, tmp_path, monkeypatch, quick):
     monkeypatch.chdir(tmp_path)
     imports = next(cell for cell in code(path) if "from helpers import" in cell["source"])
     too_early = 0
@@ -205,7 +218,7 @@ def test_the_loops_train_in_float16_as_on_a_card_without_bfloat16(number, tmp_pa
 def test_variants_of_one_recipe_do_not_take_each_others_checkpoints(tmp_path):
     _, kernel = training_loop(1, tmp_path, STEPS=2, BATCH=4)
     made = [lambda width=width: kernel["classifiers"].DigitSumClassifier((8, 8, 8, 8, width)) for width in (8, 16)]
-    nets = [kernel["train"](make, 0)[0] for make in made]
+    nets = [kernel["train"](make, 0, data="demo")[0] for make in made]
     assert [net.reader[-1].in_features for net in nets] == [72, 144]
     assert len([*tmp_path.rglob("DigitSumClassifier-*.ckpt")]) == 2
 
@@ -296,10 +309,9 @@ def test_a_setting_that_cannot_be_obeyed_is_refused_by_name_before_anything_else
     for name in ("DATA", "DATA_ROOT", "TRAIN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(ROOT)
-    settings, cells = settings_cell(path), code(path)
     for change in REFUSED[path.stem]:
         with pytest.raises(ValueError, match=rf"^{next(iter(change))}(\[\d\])* must"):
-            run(path, cells[: cells.index(settings) + 2], **change)
+            run(path, beginning(path), **change)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -307,15 +319,14 @@ def test_the_cell_after_the_settings_may_run_twice_and_an_empty_variable_counts_
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", "")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    settings, cells = settings_cell(path), code(path)
-    at = cells.index(settings)
-    kernel = run(path, [*cells[: at + 2], cells[at + 1]])
+    cells = beginning(path)
+    kernel = run(path, [*cells, cells[-1]])
     assert kernel["DATA"] == "demo"
     assert kernel["DATA_ROOT"] == str(tmp_path)
-    assert kernel["demo"]
+    assert not kernel.get("measuring")
     monkeypatch.setenv("DATA", "/scratch/datasets")  # a cluster's own variable
     with pytest.raises(ValueError, match="DATA must be one of .*, got '/scratch/datasets'"):
-        run(path, cells[: at + 2])
+        run(path, cells)
 
 
 REAL_SHAPES = torch.zeros(50_000, 3, 1, 1, dtype=torch.uint8), torch.arange(50_000) % 100
@@ -326,12 +337,12 @@ NOTHING_HELD_OUT = {"HELD_OUT": 0, "NEON_STEPS": 0, "GUIDANCE_INTERVAL": (0.0, 6
 
 
 @pytest.fixture
-def cifar(monkeypatch):
+def cifar(monkeypatch, quick):
     """Drawn shapes in place of CIFAR-100, and every 40th pixel in place of the FID network's features."""
     monkeypatch.chdir(ROOT)
     for name in ("DATA", "DATA_ROOT", "TRAIN"):
         monkeypatch.delenv(name, raising=False)
-    shapes = {split: demo.shapes(5, seed=int(split == "test")) for split in ("train", "test")}
+    shapes = {split: demo.shapes(1 + (split == "train"), seed=int(split == "test")) for split in ("train", "test")}
     monkeypatch.setattr(data, "cifar100", lambda root, split, source="official": shapes[split])
     monkeypatch.setattr(fid, "load_network", lambda root, device: lambda x: x[:, :, ::40, ::40].flatten(1))
     return shapes
@@ -344,7 +355,7 @@ def test_a_diffusion_run_of_another_kind(changes, tmp_path, cifar):
     changes = {"DATA": "official", "TRAIN": "yes", "STEPS": 2, "SAMPLES": 10, "WIDTHS": (8, 8, 8), "HELD_OUT": 40,
                "SAMPLE_SEEDS": [1], "RUNS": str(tmp_path), **changes, "BATCH": 16}  # fmt: skip
     kernel = run(NOTEBOOKS[1], code(NOTEBOOKS[1]), **changes)
-    assert len(kernel["training_images"]()[0]) == 500 - changes["HELD_OUT"]
+    assert len(kernel["training_images"]()[0]) == 200 - changes["HELD_OUT"]
     assert kernel["card"]["steps"] == 2
     assert kernel["card"]["settings"]["prediction"] == changes.get("PREDICTION", "edm")
     assert kernel["card"]["metrics"]["n"] == 10
@@ -370,13 +381,16 @@ def test_everything_that_notebook_2_can_measure(tmp_path, cifar, monkeypatch):
     assert rows[-1]["neon"] == 0
     assert rows[-1]["fid"] != rows[0]["fid"]
     assert len({row["fid"] for row in rows}) > 5
-    again = run(NOTEBOOKS[1], cells, **changes)  # finished: nothing is trained or drawn anew but the study
+    again = run(
+        NOTEBOOKS[1], cells, **changes | {"MEASURE": "auto"}
+    )  # finished: nothing is trained or drawn anew but the study
     assert again["card"] == card
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 def test_everything_that_notebook_3_can_measure(tmp_path, cifar):
-    changes = {"DATA": "official", "MEASURE": "yes", "RUNS": str(tmp_path), "ROWS": 2, "PAIRS": 2, "MIDDLES": 3}
+    changes = {"DATA": "official", "MEASURE": "yes", "RUNS": str(tmp_path), "ROWS": 2, "PAIRS": 2, "MIDDLES": 3,
+               "INVERSION_STEPS": 2}  # fmt: skip
     kernel = run(NOTEBOOKS[2], code(NOTEBOOKS[2]), **changes)
     card = results.load_card("interpolation", tmp_path)
     assert card["weights_sha256"] == kernel["card"]["sha256"]
@@ -496,15 +510,24 @@ def test_another_base_gets_another_neon_and_who_does_not_train_sees_what_is_load
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_the_demo_trains_beside_the_rest_and_the_page_is_about_the_shipped_net(path, tmp_path, monkeypatch, capsys):
+def test_the_demo_trains_beside_the_rest_and_the_page_is_about_the_shipped_net(path, tmp_path, monkeypatch, quick):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DATA", "demo")
     kernel = run(path, code(path), RUNS=str(tmp_path), STEPS=3, SAMPLER_STEPS=3)
     assert {file.parent.name for file in tmp_path.rglob("*.ckpt")} == ({"demo"} if path != NOTEBOOKS[2] else set())
     assert not list(tmp_path.glob("*"))[1:]
     assert kernel["card"]["sha256"] == results.load_card(kernel["card"]["name"])["sha256"]
-    if path == NOTEBOOKS[0]:  # to the image
-        said = capsys.readouterr().out
-        for name in ("classifier_paper", "classifier_best"):
-            first = results.load_card(name)["seeds"][0]["test_accuracy"]
-            assert f"{first:.2%} of 10,000 images, AddNIST rebuilt from MNIST; its card: {first:.2%}" in said
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_the_shipped_classifiers_do_as_their_cards_say_to_the_image(monkeypatch, capsys):
+    """Without a download: on the digits that travel along."""
+    monkeypatch.setenv("DATA", "demo")
+    monkeypatch.setenv("TRAIN", "no")
+    monkeypatch.chdir(ROOT)
+    starts = "test_images, test_labels = ", "recipe = ", "pair = {", "folder = results.newest(RUNS", "share = "
+    definitions(NOTEBOOKS[0], *starts)
+    said = capsys.readouterr().out
+    for name in ("classifier_paper", "classifier_best"):
+        first = results.load_card(name)["seeds"][0]["test_accuracy"]
+        assert f"{first:.2%} of 10,000 images, AddNIST rebuilt from MNIST; its card: {first:.2%}" in said

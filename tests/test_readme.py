@@ -79,13 +79,13 @@ def test_what_page_1_says_in_words():
     full, learned = wrong.pop("all ingredients"), wrong.pop("learned sum")
     assert min(wrong, key=wrong.get) == "no EMA" or min(wrong.values()) > 0.9 * full
     most = sorted(wrong, key=wrong.get)[-2:]
-    assert set(most) == {"separate readers", "no batch norm"}  # "Sharing the reader and batch norm count most"
+    assert set(most) == {"separate readers", "no batch norm"}  # "sharing the reader and batch norm count most"
     answers = {name: pair[0] for name, pair in reports.errors(asked).items()}
     first_paper, first = (10_000 * (1 - card["seeds"][0]["unseen_accuracy"]) for card in (paper, best))
     assert answers["learned sum"] > full  # all steps of a learned sum against few of the exact one
     assert learned > answers["learned sum"]
     assert asked["settings"]["seeds"] == [0]
-    assert 0.8 * first < answers["digit-sum net, told every digit"] < first  # "hardly help"
+    assert 0.8 * first < answers["digit-sum net, told every digit"] < first  # "add little"
     assert abs(answers["paper net, twice as deep"] - first_paper) < 0.05 * first_paper  # "does no better"
     assert {key for key, value in paper["settings"].items() if value != best["settings"][key]} == {"lr"}  # one recipe
     gain = mean(over(paper, "test_accuracy_tta")) - mean(over(paper, "test_accuracy"))
