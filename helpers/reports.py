@@ -157,7 +157,7 @@ def fid_waterfall(card: dict) -> Picture:
 def samplers() -> Markdown:
     """The plain U-Net, by either recipe and several samplers: differences of FIDs of few samples."""
     cards = [results.load_card(name) for name in ("diffusion_paper", "diffusion_plain")]
-    rows = {name: row for card in cards for name, row in card["rows"].items()}
+    rows = {name.replace("paper", "report's"): row for card in cards for name, row in card["rows"].items()}
     first = next(iter(rows.values()))["fid"]
     cells = [[name, f"{row['evaluations']:,}", f"{row['fid'] - first:+.2f}"] for name, row in rows.items()]
     cells[0][2] = "0"

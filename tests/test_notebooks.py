@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -476,6 +477,19 @@ def test_listings_show_the_code_that_runs(path):
             shown = eval(f"plots.listing({name})", kernel).data
             assert "".join(output["data"]["text/plain"]).rstrip() == shown.rstrip()
             assert max(map(len, shown.splitlines())) <= 96, "a page cuts off what is longer"
+
+
+def test_pages_for_a_browser_fold_the_plumbing_and_describe_their_pictures(tmp_path):
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--config", ROOT / "html_pages.py", "--to", "html"]
+    subprocess.run([*command, "--output-dir", tmp_path, NOTEBOOKS[0]], check=True, capture_output=True)
+    html = (tmp_path / f"{NOTEBOOKS[0].stem}.html").read_text(encoding="utf-8")
+    outputs = [output for cell in code(NOTEBOOKS[0]) for output in cell["outputs"]]
+    described = [o["metadata"]["image/png"]["alt"] for o in outputs if "image/png" in o.get("data", {})]
+    assert len(described) > 5
+    assert all(escape(alt) in html.replace("&amp;", "&") for alt in map(str, described))
+    assert "No description has been provided" not in html
+    assert "google.colab" not in html
+    assert "def train(" in re.sub(r"<[^>]*>", "", html)
 
 
 def test_the_notebooks_become_python_scripts(tmp_path):

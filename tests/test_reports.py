@@ -76,7 +76,7 @@ def test_studies_are_shown_as_differences():
     table = reports.middles_table(found).data
     less = found["rows"]["lerp of noise"]["fid"] - found["rows"]["starting points"]["fid"]
     assert f"| lerp of noise | {less:+.1f} |" in table
-    assert "| paper recipe, DDPM's sampler | 1,000 | 0 |" in reports.samplers().data
+    assert "| report's recipe, DDPM's sampler | 1,000 | 0 |" in reports.samplers().data
 
 
 def test_growth_is_relative_to_the_fewest_frames():
