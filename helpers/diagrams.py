@@ -1,6 +1,6 @@
 """Drawings by code: nets (layers in a row, the U of the U-Net), the sum of digits, how a denoiser works."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from matplotlib.patches import FancyArrowPatch, Rectangle
@@ -196,56 +196,6 @@ def unet_diagram(net: nn.Module, size: int = 32) -> Picture:
         "A U-Net", axis.get_title(loc="left"), *(f"{size >> level}×{size >> level}: {text}" for level, text, _ in boxes)
     )
     return figure
-
-
-@in_our_look
-def denoising_in_two_dimensions(
-    points: Tensor, denoise: Callable[[Tensor, float], Tensor], sigmas: tuple[float, ...], way: Tensor
-) -> Picture:
-    """Where a denoiser of points in the plane sends a grid of them at some noise levels, and a way from noise to data.
-
-    points (N, 2): the data, in -1.6…1.6; denoise(x (M, 2), sigma) -> (M, 2); way (steps, K, 2): K points on theirs.
-    """
-    figure, axes = empty(1, len(sigmas) + 1, (2.75 * (len(sigmas) + 1), 2.9))
-    grid = torch.cartesian_prod(*[torch.linspace(-1.5, 1.5, 9)] * 2)  # (81, 2)
-    for axis, sigma in zip(axes[0][:-1], sigmas, strict=True):
-        steps = denoise(grid, sigma) - grid
-        axis.quiver(*grid.T, *steps.T, angles="xy", scale_units="xy", scale=1, width=0.004)
-        axis.set_title(f"denoised at σ = {sigma}")
-    axes[0][-1].plot(*way.permute(2, 0, 1), color=ORANGE, linewidth=0.9)
-    axes[0][-1].plot(*way[0].T, "o", color=ORANGE, markersize=4, markerfacecolor="white", label="noise")
-    axes[0][-1].plot(*way[-1].T, "o", color=INK, markersize=4, label="data", zorder=3)
-    axes[0][-1].set_title("from noise to the data")
-    axes[0][-1].legend(loc="upper right", fontsize=8, handletextpad=0.1, borderpad=0.1)
-    for axis in axes[0][:-1]:
-        _plane(axis, points)
-    _plane(axes[0][-1], points, max(1.6, 1.05 * float(way.abs().max())))
-    ways = "Arrows from points to what a denoiser makes of them: a mean of the spiral, of more of it the higher σ is"
-    figure.alt = said(ways, f"σ = {', '.join(map(str, sigmas))}", "on the right, ways from noise to the spiral")
-    return figure
-
-
-@in_our_look
-def neon_in_the_plane(points: Tensor, samples: dict[int, Tensor]) -> Picture:
-    """What `studies.neon_in_two_dimensions` drew, over the points: the pupil, the net, the best; and all distances."""
-    distances = {weight: float(torch.cdist(of, points).amin(dim=1).mean()) for weight, of in samples.items()}
-    best = min(distances, key=distances.get)
-    figure, axes = empty(1, 4, (11, 2.9))
-    shown = {"trained on its own samples": -1, "the network": 0, f"stepped away, w = {best}": best}
-    for axis, (title, weight) in zip(axes[0], shown.items(), strict=False):
-        axis.plot(*samples[weight].T, ".", color=ORANGE, markersize=2)
-        axis.set_title(title)
-        _plane(axis, points)
-    axes[0][-1].plot([*distances], [*distances.values()], "o-", color=BLUE, markersize=4)
-    axes[0][-1].set(title="distance from the spiral", xlabel="w", ylim=(0, 1.1 * max(distances.values())))
-    said_by = ", ".join(f"w = {weight}: {distance:.3f}" for weight, distance in distances.items())
-    figure.alt = said("Samples of points over a spiral, of three networks", f"mean distance from it, {said_by}")
-    return figure
-
-
-def _plane(axis, points: Tensor, size: float = 1.6) -> None:
-    axis.plot(*points.T, color=BLUE, linewidth=1.6, zorder=0)
-    axis.set(xlim=(-size, size), ylim=(-size, size), aspect="equal", xticks=[], yticks=[])
 
 
 def from_noise_to_image(

@@ -3,8 +3,7 @@
 The nets, `train` and the judges come in as arguments; what is measured is what was handed in, and so is what is noted.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import classifiers, data, diffusion, fid, interpolation, results, training, unet
+from helpers import classifiers, data, diffusion, fid, interpolation, results, unet
 from helpers.batches import seed_step
 from helpers.interpolation import lerp, slerp, switch
 from helpers.live import Line
@@ -250,53 +249,6 @@ def cost(card: dict) -> str:
         f"{flops / 1e9:.2f} GFLOP to train on one image, {flops / 3e9:.2f} for one evaluation; "
         f"{card['device']}: {speed:,.0f} images/s, {speed * flops / 1e12:.2f} TFLOP/s"
     )
-
-
-class _PlaneDenoiser(nn.Module):
-    """D(x, σ) of points in the plane, preconditioned as `diffusion.Denoiser` is: x (B, 2), σ a number or (B,)."""
-
-    def __init__(self, width: int = 32):
-        super().__init__()
-        sizes = [3, width, width, width]
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.SiLU())]
-        self.net = nn.Sequential(*layers, nn.Linear(width, 2))
-
-    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=torch.float32).expand(len(x))[:, None]
-        c_in = (sigma**2 + 0.5).rsqrt()
-        seen = torch.cat([c_in * x, sigma.log() / 4], dim=1)
-        return 0.5 * c_in**2 * x + 0.5**0.5 * sigma * c_in * self.net(seen)
-
-
-def neon_in_two_dimensions(points: Tensor, seed: int = 0, weights: Sequence[int] = range(-1, 7)) -> dict[int, Tensor]:
-    """Neon on points (N, 2): weight -> samples (2000, 2) of the net that steps so far away, from the same noises.
-
-    Weight 0 is a small net itself, -1 the one that went on training on its own samples. Takes some seconds.
-    """
-    torch.manual_seed(seed)
-
-    def fit(net: nn.Module, points: Tensor, steps: int, lr: float, decay: float) -> nn.Module:
-        optimizer, ema = torch.optim.Adam(net.parameters(), lr), training.EMA(net, 0.99)
-        for step in range(steps):
-            training.set_lr(optimizer, lr * training.lr_factor(step, steps, warmup=20, decay=decay))
-            clean, sigma = points[torch.randint(len(points), (256,))], (1.2 * torch.randn(256) - 1.2).exp()
-            error = net(clean + sigma[:, None] * torch.randn_like(clean), sigma) - clean
-            optimizer.zero_grad()
-            (error.square().mean(dim=1) * (sigma**2 + 0.5) / (0.5 * sigma**2)).mean().backward()
-            optimizer.step()
-            ema.update(net)
-        return ema.module
-
-    @torch.no_grad()
-    def draw(net: nn.Module) -> Tensor:
-        x = 5 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(seed))
-        return deque(diffusion.dpm_solver_steps(net, x, diffusion.karras_sigmas(30, 0.01, 5.0)), maxlen=1).pop()[0]
-
-    base = fit(_PlaneDenoiser(), points, 3000, 5e-3, 1.0)
-    again = _PlaneDenoiser()
-    again.load_state_dict(base.state_dict())
-    worse = fit(again, draw(base), 800, 5e-4, 0.0)
-    return {weight: draw(training.step_away(base, worse, weight)) for weight in weights}
 
 
 # Between samples.

@@ -70,27 +70,6 @@ def test_the_diagram_of_a_unet_adds_up_and_says_how_often_a_block_is_used(net):
     assert count_parameters(net) == sum(int(text.replace(",", "")) for text in texts if re.fullmatch(r"[\d,]+", text))
 
 
-def test_denoising_in_two_dimensions_draws_each_level_and_the_way():
-    points, way = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.zeros(5, 3, 2)
-    figure = diagrams.denoising_in_two_dimensions(points, lambda x, sigma: x * sigma, (0.5, 1.0), way)
-    assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == [f"denoised at σ = {s}" for s in (0.5, 1.0)]
-    half, none = (axis.collections[0] for axis in figure.axes[:2])
-    assert half.U[0] == pytest.approx(0.75)  # from -1.5 half the way to 0
-    assert not any(none.U)
-    assert len(figure.axes[2].lines) == 3 + 2 + 1  # the ways, their starts and ends, the points
-
-
-def test_neon_is_shown_worse_as_it_is_and_at_its_best():
-    points = torch.zeros(3, 2)
-    samples = {weight: torch.full((4, 2), abs(weight - 2) / 2**0.5) for weight in range(-1, 5)}
-    figure = diagrams.neon_in_the_plane(points, samples)
-    assert [axis.get_title(loc="left") for axis in figure.axes[:3]][2] == "stepped away, w = 2"
-    shown = [axis.lines[0].get_xydata() for axis in figure.axes[:3]]
-    for drawn, weight in zip(shown, (-1, 0, 2), strict=True):
-        np.testing.assert_allclose(drawn, samples[weight])
-    np.testing.assert_allclose(figure.axes[3].lines[0].get_ydata(), [3, 2, 1, 0, 1, 2], atol=1e-6)
-
-
 def test_from_noise_to_image_shows_what_each_step_began_with_and_what_it_took_that_for(monkeypatch):
     grids = []
     monkeypatch.setattr(

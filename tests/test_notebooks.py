@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import batches, data, demo, diffusion, fid, files, results, settings, studies, unet
+from helpers import batches, data, demo, diffusion, fid, files, plane, results, settings, studies, unet
 from tests.pages import NOTEBOOKS, ROOT, beginning, code, definitions, run, settings_cell, training_loop
 
 FULL_SIZE = {
@@ -135,7 +135,7 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(data, "addnist", few)
     monkeypatch.setattr(studies, "standard", lambda card: {"sigmas": diffusion.karras_sigmas(3)})
-    monkeypatch.setattr(studies, "neon_in_two_dimensions", lambda points, seed: {w: points * w for w in (-1, 0, 1)})
+    monkeypatch.setattr(plane, "neon", lambda points, seed: {w: points * w for w in (-1, 0, 1)})
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")

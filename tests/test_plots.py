@@ -10,7 +10,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import style
 
-from helpers import classifiers, diagrams, plots, unet
+from helpers import classifiers, diagrams, plane, plots, unet
 
 
 def test_image_grid_shows_every_image_in_its_place():
@@ -158,9 +158,9 @@ FIGURES = [
     lambda: diagrams.unet_diagram(unet.UNet()),
     lambda: diagrams.adder_diagram(classifiers.DigitSumClassifier()),
     lambda: diagrams.layer_diagram(classifiers.PaperClassifier(), torch.zeros(1, 3, 28, 28)),
-    lambda: diagrams.denoising_in_two_dimensions(torch.eye(2), lambda x, sigma: x / 2, (0.1,), torch.ones(3, 2, 2)),
+    lambda: plane.denoising(torch.eye(2), lambda x, sigma: x / 2, (0.1,), torch.ones(3, 2, 2)),
     lambda: plots.waterfall({"a": 9.0, "b": 4.0}, {"c": 5.0}, title="t"),
-    lambda: diagrams.neon_in_the_plane(torch.eye(2), {weight: torch.eye(2) * weight for weight in (-1, 0, 1)}),
+    lambda: plane.neon_panels(torch.eye(2), {weight: torch.eye(2) * weight for weight in (-1, 0, 1)}),
     lambda: diagrams.digit_sum(NET, torch.zeros(3, 28, 28, dtype=torch.uint8), (1, 2, 3)),
 ]
 

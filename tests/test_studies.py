@@ -141,14 +141,6 @@ def test_a_net_that_cannot_be_guided_is_swept_by_steps_alone(monkeypatch):
     assert [row["steps"] for row in swept["rows"]] == [20, 10, 14, 30]
 
 
-def test_neon_on_a_spiral_gets_worse_one_way_and_better_the_other():
-    angle = torch.linspace(1.5, 12.5, 400)
-    spiral = torch.stack([angle.cos(), angle.sin()], dim=1) * angle[:, None] / 9
-    samples = studies.neon_in_two_dimensions(spiral, weights=(-1, 0, 1))
-    worse, base, better = (torch.cdist(of, spiral).amin(dim=1).mean() for of in samples.values())
-    assert better < base < worse
-
-
 def test_cost_counts_multiplications_and_additions_three_times_over():
     card = {"steps": 10, "seconds": 2.0, "device": "here", "settings": results.load_card("diffusion")["settings"]}
     said = studies.cost(card)
