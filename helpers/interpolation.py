@@ -98,9 +98,13 @@ def between(
     device = next(denoiser.parameters()).device
     ends = (checked_labels(denoiser, of).to(device) for of in labels)
     start, end = (denoiser.net.class_embedding(of).cpu() for of in ends)  # (P, E)
+    if fresh_noise:  # each frame by a seed of its own
+        options = {"way": way, "class_way": class_way, **sampling}
+        own = [between(denoiser, labels, noises, t[None], seed=seed + i, **options) for i, t in enumerate(positions)]
+        return torch.cat(own)
     embeddings = torch.cat([(class_way or way)(start, end, t) for t in positions])  # (F · P, E)
     noise, pairs = torch.cat([way(*noises, t) for t in positions]), len(start)
-    rows = torch.arange(len(noise)) if fresh_noise else torch.arange(pairs).repeat(len(positions))
+    rows = torch.arange(pairs).repeat(len(positions))
     return sample(denoiser, embeddings, noise=noise, seed=seed, rows=rows, **sampling).unflatten(0, (-1, pairs))
 
 

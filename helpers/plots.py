@@ -253,7 +253,7 @@ def waterfall(steps: dict[str, float], published: dict[str, float], *, title: st
     for row, value in enumerate(steps.values()):
         axis.barh(row, value, color=BLUE if row else GREY, height=0.6)
         axis.barh(row, (before or value) - value, left=value, color=BLUE, alpha=0.2, height=0.6)
-        axis.text(before or value, row, f"  {value:.2f}", va="center", weight="bold")
+        axis.text(max(before or 0, value), row, f"  {value:.2f}", va="center", weight="bold")
         before = value
     axis.set(yticks=range(len(steps)), yticklabels=steps, xlim=(0, 1.12 * max(steps.values())), title=title)
     for row, (name, value) in enumerate(published.items(), start=len(steps)):

@@ -1,6 +1,7 @@
 """Results as the pages show them: lines, tables and figures, made of result cards and nets."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean
 
 import torch
@@ -18,11 +19,12 @@ PLAYER = "the same game, another player"  # GitHub, w1ll-farmer/Deep-Learning
 # The classifier.
 
 
-def classifier_headline(card: dict) -> str:
-    """What the page is about, in one line, beside the report."""
+def classifier_headline(card: dict, folder: str | Path) -> str:
+    """What came out, in one line, beside the report; folder: where the weights are from."""
     test = mean(row["test_accuracy"] for row in card["seeds"])
     spent = f"{card['parameters']:,} parameters and {card['steps']:,} steps"
-    return f"{test:.2%} of the test images right, with {spent}. The report: 74.9%, with 98,740 and 10,000."
+    found = f"{test:.2%} of the test images right"
+    return f"{results.whose(folder)}: {found}, with {spent}. The report: 74.9%, with 98,740 and 10,000."
 
 
 def classifier_table(cards: dict[str, dict]) -> Markdown:
@@ -67,7 +69,7 @@ def errors(card: dict) -> dict[str, tuple[float, float]]:
 def ablation(card: dict) -> Picture:
     """The ingredients as bars of errors; the learned sum would dwarf them, and stands in `answers`."""
     r, shown = card["settings"], {name: pair for name, pair in errors(card).items() if name != "learned sum"}
-    runs = f"{r['steps']:,} steps of {r['batch']}, {len(r['seeds'])} seeds"
+    runs = f"{r['steps']:,} steps of {r['batch']}, {len(r['seeds'])} seed(s)"
     return plots.bars(shown, title=f"Errors in 10,000 images of unseen digits ({runs})", form=",.0f")
 
 
@@ -102,7 +104,9 @@ def misread(net: classifiers.DigitSumClassifier, most: int = 36) -> Picture:
     return plots.image_grid(images[shown, None].expand(-1, 3, -1, -1), 9, captions=captions, title=title)
 
 
-def sure_and_wrong(net: classifiers.DigitSumClassifier, images: Tensor, labels: Tensor, count: int = 6) -> Picture:
+def sure_and_wrong(
+    net: classifiers.DigitSumClassifier, images: Tensor, labels: Tensor, count: int = 6
+) -> Picture | None:
     """The wrong answers of which a net is surest, taken apart; prints how many are wrong, and with a misread digit."""
     chances, (pool, names) = classifiers.predict(net, images).exp(), data.digits("", "test")
     wrong = (chances.argmax(dim=1) != labels).nonzero()[:, 0]
@@ -112,6 +116,8 @@ def sure_and_wrong(net: classifiers.DigitSumClassifier, images: Tensor, labels: 
     blamed, behind = sum(map(bool, shown)), len(set().union(*shown))
     print(f"{len(wrong)} of {len(images):,} answers are wrong, {blamed} of them by {behind} misread digits.")
     print(f"On average the net is {chances.amax(dim=1).mean():.2%} sure, and {1 - len(wrong) / len(images):.2%} right.")
+    if not len(wrong):
+        return None
     surest = wrong[chances[wrong].amax(dim=1).argsort(descending=True, stable=True)[:count]]
     with torch.no_grad():
         read = net.digit_log_probabilities(normalise(images[surest])).argmax(dim=2).tolist()
@@ -122,11 +128,11 @@ def sure_and_wrong(net: classifiers.DigitSumClassifier, images: Tensor, labels: 
 # The diffusion model.
 
 
-def diffusion_headline(card: dict) -> str:
-    """What the page is about, in one line, beside the report."""
+def diffusion_headline(card: dict, folder: str | Path) -> str:
+    """What came out, in one line, beside the report; folder: where the weights are from."""
     spent = f"{card['parameters']:,} parameters and {card['steps']:,} steps"
     found = "FID {fid:.2f} by {n:,} samples".format(**card["metrics"]) if "metrics" in card else "FID not measured yet"
-    return f"{found}, with {spent}. The report: 91.78, with 948,856 and 50,000."
+    return f"{results.whose(folder)}: {found}, with {spent}. The report: 91.78, with 948,856 and 50,000."
 
 
 def fid_line(metrics: dict) -> str:
@@ -142,7 +148,7 @@ def fid_waterfall(card: dict) -> Picture:
     found = {
         "plain U-Net, report's recipe": results.load_card("diffusion_paper"),
         "plain U-Net: EDM, Muon, guidance": results.load_card("diffusion_plain"),
-        f"{card['settings']['network']} U-Net, Neon": card,
+        f"{card['settings']['network']} U-Net{', Neon' if 'neon' in card['settings'] else ''}": card,
     }
     gans = {
         f"DCGAN, 967,072 parameters: {PLAYER}": 44.46,

@@ -41,6 +41,11 @@ def newest(runs: str | Path, *names: str) -> Path:
     return Path(runs) if all(Path(runs, f"{name}.json").exists() for name in names) else WEIGHTS
 
 
+def whose(folder: str | Path) -> str:
+    """Whose weights `newest` has found, for a line of text."""
+    return "The shipped weights" if Path(folder) == WEIGHTS else f"Your own weights, in {folder}"
+
+
 def _number(value: Tensor | np.generic) -> float | int | list:
     """What JSON can hold in place of what it cannot."""
     if isinstance(value, Tensor | np.ndarray) and value.ndim:
@@ -97,7 +102,7 @@ def save_weights(
     name: of both files.
     module: whose state is written.
     card: what to say of it; the weights' SHA-256 is added. What an earlier card of the very same weights says beyond
-        this one, such as a FID, is kept.
+        this one, such as a FID, is kept. Other weights that are there are kept, too, as NAME-before.
     folder: where to; made, if it is not there.
     example: arguments of the module, whose answer is noted, so that `load_weights` knows whether it is the same net.
     Raises DataError where the folder cannot be written to.
@@ -109,8 +114,18 @@ def save_weights(
     before = {}
     with suppress(DataError):  # there is none, or it is damaged: this one takes its place
         before = load_card(name, folder)
+    if before and before.get("sha256") != card["sha256"]:
+        _keep(name, Path(folder))
     write_atomically(Path(folder) / f"{name}.pt", data)
     return save_card(name, before | card if before.get("sha256") == card["sha256"] else card, folder)
+
+
+def _keep(name: str, folder: Path) -> None:
+    """Other weights of this name, which a new run would overwrite, as NAME-before.pt and .json."""
+    for path in (folder / f"{name}.pt", folder / f"{name}.json"):
+        if path.exists():
+            write_atomically(path.with_name(f"{name}-before{path.suffix}"), path.read_bytes())
+    print(f"{name}: the weights of an earlier run are kept as {name}-before.pt and .json.")
 
 
 def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, example: tuple[Tensor, ...] = ()) -> dict:

@@ -105,7 +105,7 @@ def variants(
 
 def ingredients(recipe: dict, seeds: list[int], steps: int, batch: int, **study) -> results.Card:
     """The ablation: short runs, each without one ingredient; warm-up and EMA scaled to them. study: of `variants`."""
-    full, share = classifiers.DigitSumClassifier, steps / recipe["steps"]
+    full, share = classifiers.DigitSumClassifier, min(1.0, steps / recipe["steps"])
     warmup, ema_decay = round(recipe["warmup"] * share), max(0.0, 1 - (1 - recipe["ema_decay"]) / share)
     rows = {
         "all ingredients": (full, {}),
@@ -164,7 +164,8 @@ def loss_by_level(denoiser: nn.Module, sets: dict[str, tuple], count: int, seed:
         images, labels = (part[:count].to(device) for part in of)
         seed_step(seed, 0)
         with torch.no_grad():
-            losses = [diffusion.loss(denoiser, images, labels, sigma.expand(count).to(device)) for sigma in sigmas]
+            each = [sigma.expand(len(images)).to(device) for sigma in sigmas]
+            losses = [diffusion.loss(denoiser, images, labels, sigma) for sigma in each]
         curves[f"{name} images"] = sigmas, torch.stack(losses).mean(dim=1).cpu()
     return curves
 

@@ -146,6 +146,24 @@ def test_fresh_noise_is_what_makes_frames_differ(denoiser):
     assert torch.equal(fresh[0], shared[0])
 
 
+def test_the_added_noise_is_the_seeds_and_each_pairs_own(denoiser):
+    """Shared: that of the seed in every frame; fresh: frame i takes that of seed + i; pair p always row p."""
+    labels, noises = (
+        (torch.tensor([1, 2]), torch.tensor([1, 2])),
+        (diffusion.starting_noise(2, 0),) * 2,
+    )  # nothing moves
+    ddpm = {"sigmas": diffusion.ddpm_sigmas(3), "solver": diffusion.ddpm_steps}
+    shared, fresh = (
+        interpolation.between(denoiser, labels, noises, [0.0, 0.5], seed=7, fresh_noise=each, **ddpm)
+        for each in (False, True)
+    )
+    alone = [diffusion.sample(denoiser, labels[0], noise=noises[0], seed=seed, **ddpm) for seed in (7, 8)]
+    for frames, expected in ((shared, [alone[0], alone[0]]), (fresh, alone)):
+        difference = frames.float() - torch.stack(expected).float()
+        assert difference.abs().max() <= 1  # rounding
+    assert not torch.equal(alone[0], alone[1])
+
+
 def test_inversion_of_a_gaussian_is_exact_to_second_order():
     """Data N(0, 0.3²): up the noise levels and down again with Heun's steps, whose error falls fourfold a halving."""
 

@@ -19,7 +19,9 @@ def test_neon_is_shown_worse_as_it_is_and_at_its_best():
     points = torch.zeros(3, 2)
     samples = {weight: torch.full((4, 2), abs(weight - 2) / 2**0.5) for weight in range(-1, 5)}
     figure = plane.neon_panels(points, samples)
-    assert [axis.get_title(loc="left") for axis in figure.axes[:3]][2] == "stepped away, w = 2"
+    titles = ["trained on its own samples", "the network", "stepped away, w = 2"]
+    assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == titles
+    assert figure.alt.endswith("w = -1: 3.000, w = 0: 2.000, w = 1: 1.000, w = 2: 0.000, w = 3: 1.000, w = 4: 2.000.")
     shown = [axis.lines[0].get_xydata() for axis in figure.axes[:3]]
     for drawn, weight in zip(shown, (-1, 0, 2), strict=True):
         np.testing.assert_allclose(drawn, samples[weight])

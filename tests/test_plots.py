@@ -178,7 +178,7 @@ def test_the_sentence_names_what_the_figure_is_labelled_with():
     curve = torch.arange(3.0), torch.tensor([4.0, 1.0, 5.0])
     lines = plots.lines({"a": curve}, x="n", y="m", title="t")
     assert lines.alt == "t; m by n; a: from 4 to 5, between 1 and 5."
-    assert plots.bars({"a": (2.0, 0.5)}, title="t").alt == "t; a: 2.00 ± 0.50."
+    assert plots.bars({"a": (2.0, 0.5), "b": 3.0}, title="t").alt == "t; a: 2.00 ± 0.50; b: 3.00."
     assert plots.animation(images[None].expand(2, -1, -1, -1, -1), 2, "there and back").alt == "there and back"
 
 

@@ -46,7 +46,7 @@ def readme_rows():
         f"| parameters and steps (limits 1,000,000 and 50,000) | 948,856 and 50,000 | {diffusion['parameters']:,} and "
         f"{diffusion['steps']:,} |",
         f"refuses more | {paper['parameters']:,} and {best['parameters']:,} |",
-        f"| notebook 1, *Training* | {best['steps']:,} |",
+        f"| notebook 1, *The result* | {best['steps']:,} |",
         f"| {batches[0]} and {batches[1]} over batches |",
         f"| notebook 2, *The network* | {diffusion['parameters']:,} |",
         f"| notebook 2, *Training* | {diffusion['steps']:,} |",
@@ -128,7 +128,7 @@ def test_what_page_3_says_in_words():
     for name, times in grown.items():
         assert times > 3.9 if "fresh noise" in name else times < 2, name  # four times the frames, the length four times
     glide = reports.growth(card["smoothness"])["deterministic, noise slerp; class slerp"][1]
-    assert glide[1] / glide[0] > glide[2] / glide[1]  # "grows less and less"
+    assert glide[1] / glide[0] > glide[2] / glide[1]  # the growth of one doubling and of the next
     uneven = {name: row["unevenness"][0] for name, row in card["smoothness"]["rows"].items()}
     assert max(uneven, key=uneven.get) == "DDPM, shared noise; class switches"  # "where little else moves"
     assert (

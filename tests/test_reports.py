@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from helpers import classifiers, data, reports, results
+from helpers import classifiers, data, reports, results, studies
 
 
 def test_errors_are_counts_of_ten_thousand():
@@ -28,13 +28,15 @@ def test_the_table_of_results_is_the_cards():
     assert "0.749 ± 0.025" in rows["test accuracy, ± over batches"]
 
 
-def test_headlines_quote_card_and_report():
+def test_headlines_quote_card_and_report_and_say_whose_the_weights_are():
     best, diffusion = results.load_card("classifier_best"), results.load_card("diffusion")
     share = sum(row["test_accuracy"] for row in best["seeds"]) / 3
-    assert reports.classifier_headline(best).startswith(f"{share:.2%} of the test images right, with 83,618 parameters")
-    assert "74.9%" in reports.classifier_headline(best)
-    assert reports.diffusion_headline(diffusion).startswith(f"FID {diffusion['metrics']['fid']:.2f} by 10,000 samples")
-    assert "91.78" in reports.diffusion_headline(diffusion)
+    said = reports.classifier_headline(best, results.WEIGHTS)
+    assert said.startswith(f"The shipped weights: {share:.2%} of the test images right, with 83,618 parameters")
+    assert "74.9%" in said
+    said = reports.diffusion_headline(diffusion, "runs")
+    assert said.startswith(f"Your own weights, in runs: FID {diffusion['metrics']['fid']:.2f} by 10,000 samples")
+    assert "91.78" in said
 
 
 def test_misread_digits_are_those_of_the_card(capsys):
@@ -90,3 +92,86 @@ def test_the_waterfall_leaves_out_what_has_no_fid():
     assert whole[:4] == ["91.78", "44.47", "17.43", f"{card['metrics']['fid']:.2f}"]
     del card["metrics"]
     assert len(reports.fid_waterfall(card).axes[0].texts) == len(whole) - 1
+    card["metrics"], card["settings"] = {"fid": 300.0}, {"network": "plain"}
+    worse = reports.fid_waterfall(card).axes[0]
+    assert worse.get_yticklabels()[3].get_text() == "plain U-Net"
+    assert worse.texts[3].get_position()[0] == 300
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.data.splitlines()[2:]]
+
+
+def test_every_cell_of_the_table_of_results_from_a_card_of_distinct_values():
+    def row(start):
+        keys = ["train_accuracy", "train_accuracy_std_over_batches", "test_accuracy", "test_accuracy_std_over_batches",
+                "test_accuracy_tta", "unseen_accuracy"]  # fmt: skip
+        return {key: start + i / 100 for i, key in enumerate(keys)} | {"seconds": 120.0, "train_loss": 9.0}
+
+    card = {"parameters": 7, "steps": 8, "views": 5, "seeds": [row(0.1), row(0.3)]}
+    column = [line[3] for line in cells(reports.classifier_table({"net": card}))]
+    assert column == ["7", "8", "0.200 ± 0.210", "0.220 ± 0.230", "0.2200 ± 0.1414", "0.2400 ± 0.1414", "2"]
+
+
+def test_every_cell_of_the_answers():
+    def study(steps, batch, seeds, **unseen):
+        rows = {name.replace("_", " "): {"unseen_accuracy": [value] * seeds} for name, value in unseen.items()}
+        variants = {"learned sum": {"batch": 6}}
+        settings = {"steps": steps, "batch": batch, "seeds": [*range(seeds)], "variants": variants}
+        return {"rows": rows, "settings": settings}
+
+    short = study(40, 4, 3, all_ingredients=0.99, learned_sum=0.9)
+    asked = study(1_000, 9, 1, learned_sum=0.95, told=0.98)
+    own = {"steps": 500, "settings": {"batch": 3}, "seeds": [{"unseen_accuracy": 0.97, "test_accuracy": 0.5}]}
+    assert cells(reports.answers(asked, short, {"own": own})) == [
+        ["learned sum", "40 of 4", "3", "1,000"], ["exact sum", "40 of 4", "3", "100"],
+        ["learned sum", "1,000 of 6", "1", "500"], ["told", "1,000 of 9", "1", "200"],
+        ["own", "500 of 3", "1", "300"],
+    ]  # fmt: skip
+
+
+def test_every_cell_of_the_tables_between_samples_and_of_the_samplers(monkeypatch):
+    lengths = {"10": [50.0, 1.0], "19": [60.0, 2.0], "37": [100.0, 3.0]}
+    rows = {studies.GLIDE: {"length": lengths, "each": [1.0], "unevenness": [1.5, 0.25]},
+            "re-timed": {"length": {"10": [50.0, 1.0]}, "each": [1.0], "unevenness": [1.25, 0.5]}}  # fmt: skip
+    found = cells(reports.smoothness_table({"pairs": 3, "rows": rows}))
+    assert found == [[studies.GLIDE, "100 ± 3", "2.0 times", "1.50 ± 0.25"], ["re-timed", "", "", "1.25 ± 0.50"]]
+    middles = {"starting points": {"fid": 80.0, "mean_distance": 1.0}, "a": {"fid": 95.0, "mean_distance": 4.0}}
+    found = cells(reports.middles_table({"images_each": 5, "test_images": 6, "rows": middles}))
+    assert found == [["starting points", "0", "0"], ["a", "+15.0", "+3.0"]]
+    card = {"samples": 4, "rows": {"paper x": {"fid": 80.0, "evaluations": 1}, "y": {"fid": 70.0, "evaluations": 2}}}
+    monkeypatch.setattr(results, "load_card", lambda name: card)
+    assert cells(reports.samplers()) == [["report's x", "1", "0"], ["y", "2", "-10.00"]]
+
+
+def test_the_line_of_a_fid():
+    metrics = {"fid": 15.3, "kid": 1.95, "precision": 0.679, "recall": 0.448, "fid_by_seed": [15.3, 15.31],
+               "protocol": "p", "sampler": "s", "denoiser_evaluations": 28}  # fmt: skip
+    assert reports.fid_line(metrics) == (
+        "FID 15.30, KID 1.95 · 10⁻³, precision 0.679, recall 0.448\nFID by seed of the noise: 15.30, 15.31\n"
+        "p; s, 28 evaluations a sample"
+    )
+
+
+def _always(digit):
+    """A net that reads every digit as this one, for sure."""
+    net = classifiers.DigitSumClassifier().eval()
+    with torch.no_grad():
+        net.reader[-1].weight.zero_()
+        net.reader[-1].bias.copy_(20.0 * torch.nn.functional.one_hot(torch.tensor(digit), 10))
+    return net
+
+
+def test_confusions_and_blame_are_counted(monkeypatch, capsys):
+    pool = torch.arange(4, dtype=torch.uint8)[:, None, None].expand(4, 28, 28), torch.tensor([3, 3, 5, 5])
+    monkeypatch.setattr(data, "digits", lambda root, split: pool)
+    figure = reports.misread(_always(3))
+    said = capsys.readouterr().out
+    assert "50.00% of 4 digits are read as labelled" in said
+    assert "Most often: 5 read as 3 (2)" in said
+    assert [axis.get_xlabel().replace("\n", " ") for axis in figure.axes[:2]] == ["is 5, read 3"] * 2
+    images = pool[0][torch.tensor([[0, 0, 1], [0, 1, 2], [2, 2, 0], [0, 0, 0]])]
+    labels = torch.tensor([8, 10, 12, 1])  # sums of 9, 11, 13; and one that is wrong though no digit is misread
+    reports.sure_and_wrong(_always(3), images, labels)
+    assert "3 of 4 answers are wrong, 2 of them by 1 misread digits." in capsys.readouterr().out
+    assert reports.sure_and_wrong(_always(3), images[:1], labels[:1]) is None

@@ -229,3 +229,17 @@ def test_json_that_is_no_card_of_this_name_is_refused_and_written_over(tmp_path)
     assert results.load_card("study", tmp_path)["x"] == [0, 1, 2]
     with pytest.raises(DataError, match="study.pt is missing or damaged"):
         results.load_weights("study", net, tmp_path)
+
+
+def test_other_weights_of_the_same_name_are_kept_and_said(tmp_path, capsys):
+    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    results.save_weights("net", first, {"steps": 50_000}, tmp_path)
+    results.save_weights("net", first, {"more": 1}, tmp_path)  # the same: nothing to keep
+    assert not (tmp_path / "net-before.pt").exists()
+    results.save_weights("net", second, {"steps": 2}, tmp_path)
+    assert "net: the weights of an earlier run are kept as net-before.pt and .json" in capsys.readouterr().out
+    for suffix in (".pt", ".json"):  # renamed, they are as they were
+        (tmp_path / f"net-before{suffix}").rename(tmp_path / f"net{suffix}")
+    third = torch.nn.Linear(1, 1)
+    assert results.load_weights("net", third, tmp_path)["steps"] == 50_000
+    assert same(third.state_dict(), first.state_dict())

@@ -79,10 +79,42 @@ def test_short_runs_have_a_warm_up_and_an_ema_of_their_length(monkeypatch):
     studies.ingredients(recipe, [0], 400, 64)
     short = {"steps": 400, "batch": 64, "warmup": 8, "ema_decay": pytest.approx(0.975)}
     assert seen["recipe"] == short
-    for title, (_, changes) in seen["rows"].items():
-        assert len(changes) <= 1, title  # one thing at a time
+    full = classifiers.DigitSumClassifier
+    assert seen["rows"] == {
+        "all ingredients": (full, {}), "learned sum": (classifiers.LearnedSum, {}),
+        "separate readers": (classifiers.SeparateReaders, {}), "no batch norm": (classifiers.no_batch_norm, {}),
+        "no augmentation": (full, {"jitter": {}}), "no EMA": (full, {"ema_decay": 0.0}),
+        "constant learning rate": (full, {"lr_decay": 0.0}),
+    }  # fmt: skip
     studies.ingredients(recipe, [0], 5, 64)
     assert seen["recipe"]["ema_decay"] == 0
+    studies.ingredients(recipe | {"steps": 6}, [0], 400, 64)  # longer than the run itself
+    assert (seen["recipe"]["warmup"], seen["recipe"]["ema_decay"]) == (200, pytest.approx(0.999))
+
+
+def test_the_questions_are_asked_of_these_nets_by_these_recipes(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(studies, "variants", lambda name, rows, **how: seen.update(how, name=name, rows=rows))
+    studies.questions({"lr": 5}, 7, 0.003, 64, train="train")
+    assert seen.pop("rows") == {
+        "learned sum": (classifiers.LearnedSum, {"batch": 64}),
+        "paper net, twice as deep": (classifiers.DeeperPaperClassifier, {"lr": 0.003}),
+        "digit-sum net, told every digit": (classifiers.ToldDigits, {"told": True}),
+    }
+    assert seen == {"name": "classifier_questions", "recipe": {"lr": 5}, "seeds": [7], "train": "train"}
+
+
+def test_a_card_is_judged_by_the_sets_that_it_names(monkeypatch):
+    monkeypatch.setattr(data, "addnist", lambda root, split, source: (torch.zeros(1) + len(split), torch.zeros(1)))
+    monkeypatch.setattr(studies, "accuracies", lambda *run, **how: (run, how))
+    logs = [{"loss": torch.ones(4), "seconds": torch.ones(4)}] * 2
+    finished = [("a", logs[0], {"parameters": 1}), ("b", logs[1], {"parameters": 2})]
+    card = studies.classifier_card(finished, [4, 5], "root", "rebuilt", 3, {"degrees": 1.0})
+    assert [run[::2] for run, _ in card["seeds"]] == [("a", 4), ("b", 5)]
+    how = card["seeds"][0][1]
+    assert (float(how["unseen"][0]), float(how["test"][0])) == (6, 4)  # the lengths of their names
+    assert (how["views"], how["jitter"], card["views"], card["parameters"]) == (3, {"degrees": 1.0}, 3, 1)
+    assert [*card["data_sha256"]] == ["train", "valid", "unseen", "test"]
 
 
 def test_labels_and_names_of_what_is_trained_on(monkeypatch):
@@ -109,10 +141,18 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
     assert found["fid_by_seed"] == [1.0, 2.0]
     assert found["fid"] == 1
     assert (found["n"], found["denoiser_evaluations"]) == (count, 8)
+    assert found["sampler"] == "DPM-Solver++, 4 steps, guidance 1.5 for σ in (0.0, 80.0)"
+    plain = studies.fid_of(by, lambda x: x, torch.zeros(9), sampling | {"guidance": 1.0}, count, [1], {}, CPU)
+    assert plain["sampler"].endswith("no guidance")
+    drawn.clear()
+    studies.fid_of(by, lambda x: x, torch.zeros(9), sampling, count, [1, 2], {}, CPU)
     assert [(seed, how) for _, _, seed, how in drawn] == [(1, sampling), (2, sampling)]
     assert studies.fid_of(None, None, torch.zeros(9), sampling, count, [1, 2], found, CPU) == found  # known
     default = {"steps": 6, "guidance": 2.0, "interval": [0.3, 6.0], "neon": 1.0}
-    swept = studies.sweep({1.0: "with", 0.0: "without"}, draw, lambda x: x, torch.zeros(9), default, 3, count)
+    held_out, judged = torch.zeros(3 * count), []
+    features = lambda x: judged.append(len(x)) or x  # noqa: E731
+    swept = studies.sweep({1.0: "with", 0.0: "without"}, draw, features, held_out, default, 3, count)
+    assert judged[0] == swept["images"] == 2 * count
     rows = [{key: row[key] for key in default} for row in swept["rows"]]
     assert rows[0] == default
     assert rows[-1] == default | {"neon": 0.0}
@@ -163,17 +203,19 @@ def test_the_loss_by_level_is_that_of_each_set_under_the_same_noise():
 
 def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch):
     """Where, by which way, and with which labels each row was drawn."""
-    drawn = {}
-    monkeypatch.setattr(fid, "frechet_distance", lambda found, real: float(found))
+    drawn, judged = {}, []
+    monkeypatch.setattr(fid, "frechet_distance", lambda found, real: judged.append(len(real)) or float(found))
     monkeypatch.setattr(fid, "mean_distance", lambda found, real: 0.0)
 
     def between(denoiser, labels, noises, positions, *, way="slerp", class_way=None, **sampling):
+        assert not torch.equal(*noises)
         drawn[float(len(drawn))] = positions, way, class_way or way, torch.equal(*labels)
         return [len(drawn) - 1.0]
 
     monkeypatch.setattr(interpolation, "between", between)
     monkeypatch.setattr(studies, "lerp", "lerp")
     rows = studies.middles(None, {}, lambda images: images, torch.zeros(9), 4, 0)["rows"]
+    assert set(judged) == {8}  # twice as many test images as midpoints
     assert {name: drawn[row["fid"]] for name, row in rows.items()} == {
         "starting points": ([0.0], "slerp", "slerp", True), "slerp of noise": ([0.5], "slerp", "slerp", True),
         "lerp of noise": ([0.5], "lerp", "lerp", True), "slerp of noise and class": ([0.5], "slerp", "slerp", False),
@@ -211,14 +253,16 @@ def test_smoothness_is_measured_of_each_way_and_of_the_glide_timed_anew(monkeypa
     asked = []
 
     def between(denoiser, labels, noises, where, **how):
+        assert not torch.equal(*noises)
         asked.append((where, how))
-        return torch.rand(len(where), 3, 2)
+        return torch.arange(float(len(where)))[:, None, None].expand(-1, 3, 2) ** how["way"]
 
     monkeypatch.setattr(interpolation, "between", between)
-    by = {studies.GLIDE: {"way": 1}, studies.REPORT: {"way": 2}}
+    by = {studies.GLIDE: {"way": 1}, studies.REPORT: {"way": 2}}  # by the one, frames are evenly spaced
     found = studies.smoothness(SimpleNamespace(), by, lambda frames: frames, 3, 4, 0)
     assert [*found["rows"]] == [studies.GLIDE, studies.REPORT, f"{studies.GLIDE}; re-timed"]
     assert [len(where) for where, _ in asked] == [13, 13, 4]
     assert asked[2][0].shape == (4, 3)  # each pair's own
     assert asked[2][1] == {"way": 1}
+    torch.testing.assert_close(asked[2][0][:, 0], torch.linspace(0, 1, 4))  # an even path stays as it is
     assert [*found["rows"][studies.GLIDE]["length"]] == [4, 7, 13]
