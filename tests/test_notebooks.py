@@ -293,7 +293,7 @@ REFUSED = {
     "02_diffusion": [
         {"DATA": "cifar"}, {"MEASURE": "Yes"}, {"NETWORK": "deep"}, {"PREDICTION": "v"}, {"OPTIMIZER": "sgd"},
         {"STEPS": 50_001}, {"STEPS": [5]}, {"STEPS": "6"}, {"NEON_STEPS": 6}, {"NEON_SAMPLES": 3}, {"HELD_OUT": -1},
-        {"HELD_OUT": 3, "MEASURE": "yes"}, {"BATCH": 45_001, "NEON_SAMPLES": 50_000}, {"SAMPLES": 3},
+        {"HELD_OUT": 3, "MEASURE": "yes", "DATA": "official"}, {"BATCH": 45_001, "NEON_SAMPLES": 50_000}, {"SAMPLES": 3},
         {"SAMPLER_STEPS": 1}, {"WIDTHS": 48}, {"WIDTHS": (48, 96)},
         {"GUIDANCE_INTERVAL": (-1, 6)}, {"GUIDANCE_INTERVAL": 3},
         {"LABEL_DROPOUT": 2}, {"AMP": "no"}, {"SEED": -1},
@@ -502,7 +502,7 @@ def test_the_notebooks_become_python_scripts(tmp_path):
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 def test_another_base_gets_another_neon_and_who_does_not_train_sees_what_is_loaded(tmp_path, cifar, monkeypatch):
     cells = code(NOTEBOOKS[1])
-    end = next(i for i, cell in enumerate(cells) if cell["source"].startswith("denoiser, card = "))
+    end = next(i for i, cell in enumerate(cells) if "folder = results.newest(RUNS" in cell["source"])
     changes = {"DATA": "official", "TRAIN": "yes", "RUNS": str(tmp_path), "MEASURE": "no", "STEPS": 3, "NEON_STEPS": 1,
                "HELD_OUT": 60, "NEON_SAMPLES": 16, "BATCH": 16, "WIDTHS": (8, 8, 8)}  # fmt: skip
     run(NOTEBOOKS[1], cells[: end + 1], **changes)
