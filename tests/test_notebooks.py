@@ -293,8 +293,8 @@ REFUSED = {
     "02_diffusion": [
         {"DATA": "cifar"}, {"MEASURE": "Yes"}, {"NETWORK": "deep"}, {"PREDICTION": "v"}, {"OPTIMIZER": "sgd"},
         {"STEPS": 50_001}, {"STEPS": [5]}, {"STEPS": "6"}, {"NEON_STEPS": 6}, {"NEON_SAMPLES": 3}, {"HELD_OUT": -1},
-        {"HELD_OUT": 3, "MEASURE": "yes", "DATA": "official"}, {"BATCH": 45_001, "NEON_SAMPLES": 50_000}, {"SAMPLES": 3},
-        {"SAMPLER_STEPS": 1}, {"WIDTHS": 48}, {"WIDTHS": (48, 96)},
+        {"HELD_OUT": 3, "MEASURE": "yes", "DATA": "official"}, {"BATCH": 45_001, "NEON_SAMPLES": 50_000},
+        {"SAMPLES": 3}, {"SAMPLER_STEPS": 1}, {"WIDTHS": 48}, {"WIDTHS": (48, 96)},
         {"GUIDANCE_INTERVAL": (-1, 6)}, {"GUIDANCE_INTERVAL": 3},
         {"LABEL_DROPOUT": 2}, {"AMP": "no"}, {"SEED": -1},
     ],
