@@ -39,7 +39,8 @@ def readme_rows():
         batches.append(f"{accuracy:.3f} ± {spread:.3f}")
     assert diffusion["metrics"]["n"] == 10_000
     return [
-        f"| AddNIST (here rebuilt from MNIST), test accuracy | 74.9% | **{mean(tests):.2%} ± {stdev(tests):.2%}** ({len(tests)} seeds) |",
+        f"| AddNIST (here rebuilt from MNIST), test accuracy | 74.9% | **{mean(tests):.2%} ± {stdev(tests):.2%}** "
+        f"({len(tests)} seeds) |",
         f"| parameters and steps (limits 100,000 and 10,000) | 98,740 and 10,000 | {best['parameters']:,} and "
         f"{best['steps']:,} |",
         f"| CIFAR-100, FID of 10,000 samples, lower is better | 91.78 | **{fid:.2f}** |",
