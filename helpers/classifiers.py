@@ -82,8 +82,8 @@ def label_log_probabilities(digits: Tensor) -> Tensor:
 
     The label is the sum - 1, and sums 1…20 occur. AddNIST holds as many images of each label as
     of any other, so a sum is no more frequent for having many ways to come about: what counts
-    is the mean over its ways, not their total. (Bayes' rule, with 1 / (20 · ways) for each
-    triple's frequency, the digits' probabilities taken as if all ten were equally frequent.)
+    is the mean over its ways, not their total. (Bayes' rule: each triple has the frequency
+    1 / (20 · ways); the reader's digits are taken as equally frequent.)
     Raises ValueError.
     """
     if digits.shape[1:] != (3, 10):

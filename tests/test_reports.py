@@ -35,7 +35,7 @@ def test_headlines_quote_card_and_report_and_say_whose_the_weights_are():
     assert said.startswith(f"The shipped weights: {share:.2%} of the test images right, with 83,618 parameters")
     assert "74.9%" in said
     said = reports.diffusion_headline(diffusion, "runs")
-    assert said.startswith(f"Your own weights, in runs: FID {diffusion['metrics']['fid']:.2f} by 10,000 samples")
+    assert said.startswith(f"Your own weights, in runs: FID {diffusion['metrics']['fid']:.2f} from 10,000 samples")
     assert "91.78" in said
 
 
