@@ -131,9 +131,7 @@ def sure_and_wrong(
 def diffusion_headline(card: dict, folder: str | Path) -> str:
     """What came out, in one line, beside the report; folder: where the weights are from."""
     spent = f"{card['parameters']:,} parameters and {card['steps']:,} steps"
-    found = (
-        "FID {fid:.2f} from {n:,} samples".format(**card["metrics"]) if "metrics" in card else "no FID yet"
-    )
+    found = "FID {fid:.2f} from {n:,} samples".format(**card["metrics"]) if "metrics" in card else "no FID yet"
     return f"{results.whose(folder)}: {found}, with {spent}. The report: 91.78, with 948,856 and 50,000."
 
 

@@ -158,8 +158,8 @@ def _spread(count: int) -> Tensor:
 
 def loss_by_level(denoiser: nn.Module, sets: dict[str, tuple], count: int, seed: int = 0) -> dict[str, tuple]:
     """Name -> (noise levels, mean loss of `count` images there), by the same noise; sets: name -> (images, labels)."""
-    device, settings = next(denoiser.parameters()).device, {"p_mean": -1.2, "p_std": 1.2}
-    sigmas, curves = (settings["p_mean"] + settings["p_std"] * torch.linspace(-2, 2, 12)).exp(), {}
+    device, curves = next(denoiser.parameters()).device, {}
+    sigmas = (-1.2 + 1.2 * torch.linspace(-2, 2, 12)).exp()  # where EDM trains
     for name, of in sets.items():
         images, labels = (part[:count].to(device) for part in of)
         seed_step(seed, 0)

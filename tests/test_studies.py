@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import classifiers, data, diffusion, fid, interpolation, results, studies, unet
 
@@ -181,10 +182,14 @@ def test_a_net_that_cannot_be_guided_is_swept_by_steps_alone(monkeypatch):
     assert [row["steps"] for row in swept["rows"]] == [20, 10, 14, 30]
 
 
-def test_cost_counts_multiplications_and_additions_three_times_over():
+def test_cost_is_that_of_one_image_and_an_evaluation_a_third_of_it():
     card = {"steps": 10, "seconds": 2.0, "device": "here", "settings": results.load_card("diffusion")["settings"]}
+    denoiser = unet.build_denoiser(card["settings"])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        denoiser(torch.zeros(1, 3, 32, 32), 1.0, torch.zeros(1, dtype=torch.long))
     said = studies.cost(card)
     total, one = (float(part.split()[0]) for part in said.split("; ")[0].split(", "))
+    assert one == pytest.approx(counter.get_total_flops() / 1e9, rel=0.03)  # counted without a gradient
     assert total == pytest.approx(3 * one, rel=0.02)
     assert f"here: {10 * card['settings']['batch'] / 2:,.0f} images/s" in said
 
