@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers import classifiers, data, plots, results
 from helpers.batches import normalise
 from helpers.plots import Picture
-from helpers.studies import GLIDE
+from helpers.walks import GLIDE
 
 PLAYER = "the same game, another player"  # GitHub, w1ll-farmer/Deep-Learning
 
@@ -200,7 +200,7 @@ def speed_table() -> Markdown:
 
 
 def growth(found: dict) -> dict[str, tuple[list, list]]:
-    """Way -> (numbers of frames, lengths in lengths at the fewest), of what `studies.smoothness` found."""
+    """Way -> (numbers of frames, lengths in lengths at the fewest), of what `walks.smoothness` found."""
     curves = {}
     for name, row in found["rows"].items():
         lengths = {int(count): mean for count, (mean, _) in row["length"].items()}

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from helpers import classifiers, data, reports, results, studies
+from helpers import classifiers, data, reports, results, walks
 
 
 def test_errors_are_counts_of_ten_thousand():
@@ -132,10 +132,10 @@ def test_every_cell_of_the_answers():
 
 def test_every_cell_of_the_tables_between_samples_and_of_the_samplers(monkeypatch):
     lengths = {"10": [50.0, 1.0], "19": [60.0, 2.0], "37": [100.0, 3.0]}
-    rows = {studies.GLIDE: {"length": lengths, "each": [1.0], "unevenness": [1.5, 0.25]},
+    rows = {walks.GLIDE: {"length": lengths, "each": [1.0], "unevenness": [1.5, 0.25]},
             "re-timed": {"length": {"10": [50.0, 1.0]}, "each": [1.0], "unevenness": [1.25, 0.5]}}  # fmt: skip
     found = cells(reports.smoothness_table({"pairs": 3, "rows": rows}))
-    assert found == [[studies.GLIDE, "100 ± 3", "2.0 times", "1.50 ± 0.25"], ["re-timed", "", "", "1.25 ± 0.50"]]
+    assert found == [[walks.GLIDE, "100 ± 3", "2.0 times", "1.50 ± 0.25"], ["re-timed", "", "", "1.25 ± 0.50"]]
     middles = {"starting points": {"fid": 80.0, "mean_distance": 1.0}, "a": {"fid": 95.0, "mean_distance": 4.0}}
     found = cells(reports.middles_table({"images_each": 5, "test_images": 6, "rows": middles}))
     assert found == [["starting points", "0", "0"], ["a", "+15.0", "+3.0"]]
