@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 def mirror(images: Tensor) -> Tensor:
     """Every other image (B, C, H, W), by chance, with left and right changed over; any type, on its device."""
-    return torch.where(torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5, images, images.flip(3))
+    chance = torch.rand(len(images), 1, 1, 1, device=images.device, dtype=torch.float32)
+    return torch.where(chance < 0.5, images, images.flip(3))
 
 
 def shuffle_channels(images: Tensor) -> Tensor:
     """Each image (B, 3, H, W) with its channels in a random order: another AddNIST image of the same label."""
-    order = torch.rand(len(images), 3, device=images.device).argsort(dim=1)
+    order = torch.rand(len(images), 3, device=images.device, dtype=torch.float32).argsort(dim=1)
     return images.gather(1, order[:, :, None, None].expand_as(images))
 
 
@@ -56,13 +57,14 @@ def jitter(
     weight = (stroke * weight * (coin > 0)).view(b, c, 1, 1)
     thick, thin = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
     images = images + weight.abs() * (torch.where(weight > 0, thick, thin) - images)
-    # Where each pixel looks: first its place is scaled and slanted, then turned, then moved, in a frame from -1 to 1.
+    # Where each pixel looks: first its place is scaled and slanted, then turned, then moved.
     cos, sin = (angle * math.radians(degrees)).cos(), (angle * math.radians(degrees)).sin()
     turn = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
     slope, zero = (slant * math.radians(shear)).tan(), torch.zeros_like(slant)
     stretch = torch.stack([1 + scale * size_x, slope, zero, 1 + scale * size_y], dim=1).view(-1, 2, 2)
     move = torch.stack([2 * shift / w * x, 2 * shift / h * y], dim=1)[:, :, None]
-    grid = F.affine_grid(torch.cat([turn @ stretch, move], dim=2), [b * c, 1, h, w], align_corners=False)
+    frame = torch.tensor([[1.0, h / w], [w / h, 1.0]], **like)  # from pixels to -1…1: angles stay what they are
+    grid = F.affine_grid(torch.cat([turn @ stretch * frame, move], dim=2), [b * c, 1, h, w], align_corners=False)
     # Bending: a displacement at 5 × 5 points, smooth in between: bicubic, as one matrix for each side (far faster).
     pixels = torch.tensor([2 / w, 2 / h], **like).view(2, 1, 1)
     points, corners = torch.randn(b * c, 2, 5, 5, **like) * bend * pixels, torch.eye(5, **like)[None, :, :, None]

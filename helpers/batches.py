@@ -1,5 +1,7 @@
 """What happens to data on its way into a step: which images it is, and bytes to floats and back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -10,12 +12,20 @@ MEAN, STD = 0.1307, 0.3081  # MNIST's, with which the official AddNIST files are
 
 def generator(seed: int, index: int) -> torch.Generator:
     """Random numbers that are a function of (seed, index) alone, the same on every device: they are the CPU's."""
-    return torch.Generator().manual_seed(int(seed) * 1_000_003 + int(index))
+    return torch.Generator().manual_seed((int(seed) * 1_000_003 + int(index)) % 2**63)
 
 
 def seed_step(seed: int, step: int) -> None:
     """Make every random number that follows (noise, flips, dropout, …) a function of (seed, step)."""
     torch.manual_seed(generator(seed, step).initial_seed())
+
+
+@contextmanager
+def seeded(seed: int, step: int) -> Iterator[None]:
+    """`seed_step` for what is inside; afterwards torch's global generators go on as if nothing had been."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        seed_step(seed, step)
+        yield
 
 
 @lru_cache(maxsize=4)  # there once an epoch, so that no step waits for a copy to the device

@@ -53,7 +53,8 @@ class Budget:
             before = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
-            taken = scaler.get_scale() >= before  # the scale backs off exactly when a step was skipped
+            # The scale backs off exactly when a step was skipped, and at 0 every one is.
+            taken = scaler.get_scale() >= before > 0
         self.steps_used += taken
         return taken
 

@@ -178,19 +178,18 @@ def predict(net: nn.Module, images: Tensor, *, views: int = 1, jitter: dict | No
 
     net: from normalised floats to logits or log-probabilities, in eval mode, on any device. views: above 1, test-time
     augmentation: the mean of the log-probabilities over so many views of each image by `augmentation.jitter(**jitter)`,
-    not rescaled to add up to one; the same views for every net, as torch's global generator is seeded for them. Raises
+    not rescaled to add up to one; the same views for every net, and torch's global generator stays as it was. Raises
     ValueError for a net in training mode, and for more than one view without a jitter.
     """
     if any(part.training for part in net.modules()):
         raise ValueError("the net is in training mode, where its answers depend on the batch: call net.eval() first")
     if views < 1 or (views > 1 and jitter is None):
         raise ValueError(f"views must be at least 1, and more than one need a jitter, got {views} and {jitter}")
-    if views > 1:
-        batches.seed_step(0, 0)
     device, found = next(net.parameters()).device, []
     change = partial(augmentation.jitter, **jitter) if views > 1 else nn.Identity()
-    for part in images.split(64):
-        x = batches.normalise(part.to(device))
-        answers = [F.log_softmax(net(change(x)).float(), dim=1) for _ in range(views)]
-        found.append(torch.stack(answers).mean(dim=0).cpu())
+    with batches.seeded(0, 0):
+        for part in images.split(64):
+            x = batches.normalise(part.to(device))
+            answers = [F.log_softmax(net(change(x)).float(), dim=1) for _ in range(views)]
+            found.append(torch.stack(answers).mean(dim=0).cpu())
     return torch.cat(found)

@@ -1,5 +1,6 @@
 """Drawings by code: nets (layers in a row, the U of the U-Net), the sum of digits, how a denoiser works."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,7 @@ def digit_sum(net: DigitSumClassifier, image: Tensor, digits: Sequence[int]) -> 
 
     image: uint8 (3, 28, 28); digits: the three that it shows, drawn in orange. AddNIST has no sum of 0 or above 20.
     """
+    net = copy.deepcopy(net).eval()  # the caller's stays as it is
     with torch.no_grad():
         x = normalise(image[None])
         read, sums = net.digit_log_probabilities(x)[0].exp(), net(x)[0].exp()  # (3, 10), (20,)
@@ -67,7 +69,7 @@ COLOURS |= {"block": "#cfe0f3", "attention": "#f6dfc5", "1×1": "#f0f0f0"}  # of
 
 def _layers(net: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
     """(type, output shape, parameters) of each layer that `example` meets; a batch norm counts to what it follows."""
-    rows = []
+    net, rows = copy.deepcopy(net).eval(), []  # the caller's stays as it is
 
     def note(layer: nn.Module, _, out: Tensor) -> None:
         count = count_parameters(layer)
@@ -118,7 +120,7 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Picture:
 @in_our_look
 def adder_diagram(net: DigitSumClassifier) -> Picture:
     """The digit-sum net: three channels, one reader that serves them all, and the sum, which has no parameters."""
-    rows = _layers(net.eval().reader, torch.zeros(1, 1, 28, 28))
+    rows = _layers(net.reader, torch.zeros(1, 1, 28, 28))
     figure, axes = empty(size=(9, 3.2))
     axis, first, end = axes[0][0], 1.7, 1.7 + 1.15 * len(rows)
     for y, name, colour in ((1.2, "red", "#e8b4b4"), (0, "green", "#b9dcb4"), (-1.2, "blue", "#b4c4e8")):

@@ -8,13 +8,14 @@ one process, with σ_t = √((1 - ᾱ_t) / ᾱ_t). So the paper recipe and ours 
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.batches import generator, to_float, to_uint8
+from helpers.batches import to_float, to_uint8
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
 
@@ -29,12 +30,13 @@ def ddpm_schedule(steps: int = 1000) -> Tensor:
 
 
 def ddpm_sigmas(steps: int = 1000, train_steps: int = 1000) -> Tensor:
-    """Noise levels a DDPM or DDIM sampler visits: steps + 1 values, steps in 1…train_steps, float64, decreasing to 0.
+    """Noise levels a DDPM or DDIM sampler visits: steps + 1 values, steps in 7…train_steps, float64, decreasing to 0.
 
     Level ⌊i · train_steps / steps⌋ for i = 0 … steps - 1: "leading" spacing, whether or not steps divides train_steps.
+    With fewer than 7 the first is below σ = 40, where an image still shows in the noise: samples would all be greyish.
     """
-    if not 1 <= steps <= train_steps:
-        raise ValueError(f"steps must be in 1…{train_steps}, got {steps}")
+    if not 7 <= steps <= train_steps:
+        raise ValueError(f"steps must be in 7…{train_steps} (fewer begin at too low a noise level), got {steps}")
     levels = ddpm_schedule(train_steps)[torch.arange(steps) * train_steps // steps]
     return torch.cat([levels.flip(0), torch.zeros(1, dtype=torch.float64)])
 
@@ -67,7 +69,6 @@ class Denoiser(nn.Module):
             raise ValueError(f"prediction must be 'edm' or 'epsilon', got {prediction!r}")
         self.net = net
         self.prediction = prediction
-        self.register_buffer("levels", ddpm_schedule().float(), persistent=False)  # those of "epsilon"
 
     def scaling(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c_skip, c_out and c_in at noise levels sigma, any shape. With "edm": unit variance in, unit variance out."""
@@ -78,17 +79,23 @@ class Denoiser(nn.Module):
         return SIGMA_DATA**2 / variance, sigma * SIGMA_DATA * c_in, c_in
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(x.shape[0])
         c_skip, c_out, c_in = self.scaling(sigma[:, None, None, None])
         x = x.float()
         return c_skip * x + c_out * self.net(c_in * x, sigma.log() / 4, labels).float()
 
     def training_sigmas(self, count: int, mean: float = -1.2, std: float = 1.2) -> Tensor:
         """Noise levels to train at, (count,), at random: ln σ ~ N(mean, std²) as in EDM; with "epsilon" a uniform t."""
-        device = self.levels.device
+        device = next(self.parameters()).device
         if self.prediction == "epsilon":
-            return self.levels[torch.randint(len(self.levels), (count,), device=device)]
-        return (torch.randn(count, device=device) * std + mean).exp()
+            levels = _ddpm_levels(device)
+            return levels[torch.randint(len(levels), (count,), device=device)]
+        return (torch.randn(count, device=device, dtype=torch.float32) * std + mean).exp()
+
+
+@lru_cache(maxsize=4)
+def _ddpm_levels(device: torch.device) -> Tensor:
+    return ddpm_schedule().float().to(device)
 
 
 def loss(
@@ -110,7 +117,7 @@ def loss(
     """
     x0 = to_float(images)
     if label_dropout:
-        dropped = torch.rand(len(labels), device=labels.device) < label_dropout
+        dropped = torch.rand(len(labels), device=labels.device, dtype=torch.float32) < label_dropout
         labels = labels.masked_fill(dropped, denoiser.net.classes)
     noisy = x0 + sigma[:, None, None, None] * torch.randn_like(x0)
     error = (denoiser(noisy, sigma, labels) - x0).square().mean(dim=(1, 2, 3))
@@ -205,8 +212,13 @@ def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise =
 
 
 def starting_noise(count: int, seed: int, size: int = 32) -> Tensor:
-    """Standard normal noise float32 (count, 3, size, size) on the CPU; row i depends on (seed, i, size) only."""
-    return _randn([generator(2 * seed, i) for i in range(count)], (3, size, size))
+    """Standard normal noise float32 (count, 3, size, size) on the CPU; row i depends on (seed, i, size) only.
+
+    seed: whole, from 0, of any size. Other seeds give other noise, and so do other purposes: what `ddpm_steps` adds,
+    and what training draws.
+    """
+    rows = [_normal(_stream("start", seed, i), (3, size, size)) for i in range(count)]
+    return torch.stack(rows) if rows else torch.empty(0, 3, size, size, dtype=torch.float32)
 
 
 def checked_labels(denoiser: Denoiser, labels: Tensor) -> Tensor:
@@ -228,8 +240,14 @@ def checked_sigmas(sigmas: Tensor | None) -> Tensor:
     return sigmas
 
 
-def _randn(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
-    return torch.stack([torch.randn(shape, generator=g) for g in generators])
+def _stream(purpose: str, seed: int, index: int) -> np.random.Generator:
+    """Random numbers of their own for each (purpose, seed, index); torch's generator on a CPU has 32 bits of seed."""
+    key = int.from_bytes(purpose.encode(), "big"), index
+    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=key))
+
+
+def _normal(stream: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(stream.standard_normal(shape, dtype=np.float32))
 
 
 @torch.no_grad()
@@ -272,9 +290,13 @@ def sample(
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         x = noise[part].to(device) * float(sigmas[0])
-        streams = [generator(2 * seed + 1, row) for row in rows[part]]
+        streams = [_stream("added", seed, row) for row in rows[part]]
         denoise = guided(denoiser, labels[part].to(device), guidance, interval)
-        steps = solver(denoise, x, sigmas, lambda own=streams: _randn(own, noise.shape[1:]).to(device))
+
+        def added(own=streams) -> Tensor:
+            return torch.stack([_normal(stream, noise.shape[1:]) for stream in own]).to(device)
+
+        steps = solver(denoise, x, sigmas, added)
         images.append(to_uint8(deque(steps, maxlen=1).pop()[0]).cpu())
         if progress:
             progress(start + len(x), len(labels))

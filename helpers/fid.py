@@ -141,7 +141,8 @@ def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tupl
     likely the samples are, recall how much of the variety they cover. More than `neighbours` rows each. Source:
     Kynkäänniemi et al. 2019 (there with features of VGG-16, so compare with figures of the same features only).
     """
-    a, b = (x.float() for x in _checked(samples, real))
+    a, b = _checked(samples, real)
+    a, b = ((x - b.mean(0)).float() for x in (a, b))  # far from 0, float32 could not tell distances apart
     if min(len(a), len(b)) <= neighbours:
         raise ValueError(f"expected more than {neighbours} rows each, got {len(a)} and {len(b)}")
 

@@ -21,6 +21,8 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """
     t = _checked(a, b, t)
     # On the CPU: Apple's GPUs have no float64.
+    if a.numel() == 0:
+        return a.clone()
     u, v = (x.cpu().double().reshape(1 if a.ndim <= 1 else len(x), -1) for x in (a, b))
     t = t.cpu().double().expand(len(u))[:, None]  # (B, 1)
     norm_u, norm_v = u.norm(dim=1, keepdim=True), v.norm(dim=1, keepdim=True)

@@ -1,6 +1,7 @@
 """Muon, the optimiser of the U-Net: orthogonal steps for matrices, Adam for the rest."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +28,25 @@ class Muon(torch.optim.Optimizer):
         """Rate and count become tensors beside the weights, so that a step recorded once reads them each time."""
         device = next(weight.device for group in self.param_groups for weight in group["params"])
         for group in self.param_groups:
-            group |= {name: torch.tensor(float(group[name]), device=device) for name in ("lr", "steps")}
+            group |= {
+                name: torch.tensor(float(group[name]), dtype=torch.float32, device=device) for name in ("lr", "steps")
+            }
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._numbers_to_device()
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step; closure, as of any optimiser of torch's, computes the loss and its gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         matrices, rest = self.param_groups
         self._orthogonal_step(matrices)
         self._adam_step(rest)
+        return loss
 
     def _orthogonal_step(self, group: dict) -> None:
         weights, gradients, (averages,) = self._with_state(group, "average")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import diffusion, training
+from helpers.batches import seeded
 from helpers.plots import BLUE, INK, ORANGE, Picture, empty, in_our_look, said
 
 
@@ -93,7 +94,6 @@ def neon(points: Tensor, seed: int = 0, weights: Sequence[int] = range(-1, 7)) -
 
     Weight 0 is a small net itself, -1 the one that went on training on its own samples. Takes some seconds.
     """
-    torch.manual_seed(seed)
 
     def fit(net: nn.Module, points: Tensor, steps: int, lr: float, decay: float) -> nn.Module:
         optimizer, ema = torch.optim.Adam(net.parameters(), lr), training.EMA(net, 0.99)
@@ -112,7 +112,7 @@ def neon(points: Tensor, seed: int = 0, weights: Sequence[int] = range(-1, 7)) -
         x = 5 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(seed))
         return deque(diffusion.dpm_solver_steps(net, x, diffusion.karras_sigmas(30, 0.01, 5.0)), maxlen=1).pop()[0]
 
-    with _one_thread():
+    with _one_thread(), seeded(seed, 0):
         base = fit(_Denoiser(), points, 3000, 5e-3, 1.0)
         again = _Denoiser()
         again.load_state_dict(base.state_dict())

@@ -18,7 +18,8 @@ from torchvision.utils import make_grid
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
 OURS = {"figure.dpi": 110, "font.size": 9, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "savefig.facecolor": "auto"}  # fmt: skip
-LOOKS = "axes", "figure", "font", "grid", "image", "legend", "lines", "mathtext", "patch", "text", "xtick", "ytick"
+LOOKS = ("axes", "figure", "font", "grid", "hatch", "image", "legend", "lines", "mathtext", "patch", "path", "scatter",
+         "text", "xtick", "ytick")  # fmt: skip
 # A decorator for every function that makes a figure: inside it, figures look as matplotlib's defaults and we say, not
 # as the user has set; afterwards the user's settings are as they were.
 in_our_look = rc_context({key: rcParamsDefault[key] for key in rcParamsDefault if key.split(".")[0] in LOOKS} | OURS)
@@ -57,6 +58,11 @@ def said(*parts: str) -> str:
     return "; ".join(" ".join(part.split()) for part in parts if part.strip()) + "."
 
 
+def literal(text: str) -> str:
+    """A text of the user's for a figure, where a pair of dollar signs would begin and end a formula."""
+    return str(text).replace("$", r"\$")
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, for an image widget."""
     buffer = io.BytesIO()
@@ -73,14 +79,15 @@ def colours(count: int) -> list:
 def table(columns: list[str], rows: list[list]) -> Markdown:
     """A table with a heading for each column; the first column reads from the left, the others are figures."""
     rules = ["---", *["---:"] * (len(columns) - 1)]
-    return Markdown("\n".join(f"| {' | '.join(map(str, row))} |" for row in (columns, rules, *rows)))
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in (columns, rules, *rows))
+    return Markdown("\n".join(f"| {' | '.join(row)} |" for row in cells))
 
 
 def pm(pair: tuple[float, float] | None, form: str) -> str:
-    """(mean, standard deviation) for a table: "mean ± std", without the ± where that is NaN; "" for None."""
+    """(mean, standard deviation) for a table: "mean ± std", without the ± where that is NaN or None; "" for None."""
     if pair is None:
         return ""
-    mean, std = map(float, pair)
+    mean, std = (torch.nan if of is None else float(of) for of in pair)  # a card has null in place of NaN
     return f"{mean:{form}}" + (f" ± {std:{form.lstrip('+')}}" if std == std else "")
 
 
@@ -137,7 +144,7 @@ def image_grid(
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     _label(axes, [textwrap.fill(text, int(14 * inch)) for text in captions[: len(images)]], column_titles, row_titles)
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.suptitle(literal(title), x=0.01, ha="left", fontsize=11)
     named = (f"{name}: {', '.join(of)}" for name, of in (("rows", row_titles), ("columns", column_titles)) if of)
     figure.alt = said(title, f"{len(images)} images in {rows} rows of {columns}", *named, ", ".join(captions))
     return figure
@@ -145,11 +152,11 @@ def image_grid(
 
 def _label(axes: np.ndarray, captions: Sequence[str], columns: Sequence[str], rows: Sequence[str]) -> None:
     for axis, text in zip(axes.flat, captions, strict=False):
-        axis.set_xlabel(text, fontsize=8.5, labelpad=2)
+        axis.set_xlabel(literal(text), fontsize=8.5, labelpad=2)
     for axis, text in zip(axes[0], columns, strict=False):
-        axis.set_title(text, fontsize=8.5, loc="center")
+        axis.set_title(literal(text), fontsize=8.5, loc="center")
     for axis, text in zip(axes[:, 0], rows, strict=False):
-        axis.set_ylabel(text, fontsize=8.5, rotation=0, ha="right", va="center")
+        axis.set_ylabel(literal(text), fontsize=8.5, rotation=0, ha="right", va="center")
 
 
 def animation(frames: Tensor, columns: int, alt: str = "") -> Image:
@@ -196,15 +203,15 @@ def training_curves(nets: dict[str, dict], *, window: int = 200, title: str = ""
         for (name, net), colour in zip(nets.items(), colours(len(nets)), strict=True):
             runs = torch.atleast_2d(torch.as_tensor(net.get(quantity, [])).detach().cpu().float())
             for i, values in enumerate(runs):
-                _curve(axis, values, net.get("every", 1), window, color=colour, label=None if i else name)
+                _curve(axis, values, net.get("every", 1), window, color=colour, label=None if i else literal(name))
                 settled.append(values[len(values) // 50 :])
         _set_height(axis, torch.cat(settled))
-        axis.set_title(quantity)
+        axis.set_title(literal(quantity))
         axis.set_xlabel("optimisation step")
     if len(nets) > 1:
         axes[0][0].legend()
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        figure.suptitle(literal(title), x=0.01, ha="left", fontsize=10)
     figure.alt = said(title, f"{' and '.join(quantities)} by optimisation step", *nets)
     return figure
 
@@ -235,12 +242,12 @@ def bars(values: dict[str, float | tuple[float, float]], *, title: str, form: st
     pairs = [value if isinstance(value, tuple) else (value, float("nan")) for value in values.values()]
     figure, axes = empty(size=(8.2, 0.5 + 0.36 * len(values)))
     axis, heights, labels = axes[0][0], [mean for mean, _ in pairs], [pm(pair, form) for pair in pairs]
-    axis.barh(list(values), heights, color=BLUE, height=0.6)
+    axis.barh([literal(name) for name in values], heights, color=BLUE, height=0.6)
     for row, (height, label) in enumerate(zip(heights, labels, strict=True)):
         axis.text(max(height, 0), row, f"  {label}", va="center")
     axis.invert_yaxis()
     axis.set_xlim(min(0, *heights) * 1.1, max(heights) * 1.25)
-    axis.set_title(title)
+    axis.set_title(literal(title))
     figure.alt = said(title, *(f"{name}: {label}" for name, label in zip(values, labels, strict=True)))
     return figure
 
@@ -255,10 +262,11 @@ def waterfall(steps: dict[str, float], published: dict[str, float], *, title: st
         axis.barh(row, (before or value) - value, left=value, color=BLUE, alpha=0.2, height=0.6)
         axis.text(max(before or 0, value), row, f"  {value:.2f}", va="center", weight="bold")
         before = value
-    axis.set(yticks=range(len(steps)), yticklabels=steps, xlim=(0, 1.12 * max(steps.values())), title=title)
+    axis.set(yticks=range(len(steps)), yticklabels=[*map(literal, steps)], title=literal(title))
+    axis.set_xlim(0, 1.12 * max(steps.values()))
     for row, (name, value) in enumerate(published.items(), start=len(steps)):
         axis.plot([value, value], [-0.5, row + 0.2], "--", color=ORANGE, linewidth=1)
-        axis.text(value + 0.8, row, f"{value:.2f}  {name}", va="center", color=INK, fontsize=8.5)
+        axis.text(value + 0.8, row, f"{value:.2f}  {literal(name)}", va="center", color=INK, fontsize=8.5)
     axis.invert_yaxis()
     figure.alt = said(title, *(f"{name}: {value:.2f}" for name, value in (steps | published).items()))
     return figure
@@ -276,8 +284,8 @@ def lines(curves: dict[str, tuple[Tensor, Tensor]], *, x: str, y: str, title: st
     axis = axes[0][0]
     for (name, points), colour in zip(curves.items(), colours(len(curves)), strict=True):
         across, up = (torch.as_tensor(part).numpy() for part in points)
-        axis.plot(across, up, "o-", color=colour, markersize=3, label=name)
-    axis.set(xlabel=x, ylabel=y, title=title, xscale="log" if log_x else "linear")
+        axis.plot(across, up, "o-", color=colour, markersize=3, label=literal(name))
+    axis.set(xlabel=literal(x), ylabel=literal(y), title=literal(title), xscale="log" if log_x else "linear")
     if len(curves) > 1:
         axis.legend(**{"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(curves) > 2 else {})  # many go beside
     ways = []

@@ -41,7 +41,7 @@ def classifier_table(cards: dict[str, dict]) -> Markdown:
     }
     for card in cards.values():
         each = {
-            key: torch.tensor([float(row[key]) for row in card["seeds"]])
+            key: torch.tensor([torch.nan if row[key] is None else float(row[key]) for row in card["seeds"]])
             for key in card["seeds"][0]
             if "accuracy" in key
         }

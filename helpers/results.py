@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import io
 import json
+import math
 import platform
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,17 +47,26 @@ def whose(folder: str | Path) -> str:
     return "The shipped weights" if Path(folder) == WEIGHTS else f"Your own weights, in {folder}"
 
 
-def _number(value: Tensor | np.generic) -> float | int | list:
-    """What JSON can hold in place of what it cannot."""
-    if isinstance(value, Tensor | np.ndarray) and value.ndim:
-        return list(value)
-    number = value.item()
-    return float(f"{number:.5g}") if isinstance(value, Tensor) and isinstance(number, float) else number
+def _finite(value):
+    """What JSON can hold in place of what it cannot: lists for tensors, their numbers of five digits, null for NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(of) for key, of in value.items()}
+    if isinstance(value, list | tuple) or (isinstance(value, Tensor | np.ndarray) and value.ndim):
+        return [_finite(of) for of in value]
+    number = value.item() if isinstance(value, Tensor | np.generic | np.ndarray) else value
+    if not isinstance(number, float):
+        return number
+    if not math.isfinite(number):
+        return None
+    return float(f"{number:.5g}") if isinstance(value, Tensor) else number
 
 
 def save_card(name: str, card: dict, folder: str | Path) -> dict:
-    """Write the result card folder/name.json, tensors as numbers of five digits; return it as it will be read."""
-    text = json.dumps({"name": name, **card}, indent=1, default=_number) + "\n"
+    """Write the result card folder/name.json, tensors as numbers of five digits, what is not finite as null.
+
+    Returns it as it will be read.
+    """
+    text = json.dumps(_finite({"name": name, **card}), indent=1, allow_nan=False) + "\n"
     write_atomically(Path(folder) / f"{name}.json", text.encode())
     return json.loads(text)
 
@@ -68,16 +78,23 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
         raise DataError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
     try:
         card = json.loads(path.read_text(), object_hook=Card)
-        if card.get("name") != name:
+        if card.get("name") not in (name, name.removesuffix("-before"), f"{name}-before"):  # of an earlier run
             raise ValueError(f"it is the card of {card.get('name')}")
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path.name} in {path.parent.name}/ is damaged: delete it, or restore it with git.") from error
     return card
 
 
+def _plain_name(key: str) -> str:
+    """A weight's name without what `torch.compile` puts into it."""
+    return key.replace("_orig_mod.", "")
+
+
 def _serialised(module: nn.Module) -> bytes:
-    buffer = io.BytesIO()
-    torch.save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}, buffer)
+    """The same bytes for the same weights, whether the module is compiled or not and however they lie in memory."""
+    buffer, state = io.BytesIO(), module.state_dict()
+    whole = {key: of.detach().cpu().clone(memory_format=torch.contiguous_format) for key, of in state.items()}
+    torch.save({_plain_name(key): of for key, of in whole.items()}, buffer)
     return buffer.getvalue()
 
 
@@ -116,8 +133,24 @@ def save_weights(
         before = load_card(name, folder)
     if before and before.get("sha256") != card["sha256"]:
         _keep(name, Path(folder))
-    write_atomically(Path(folder) / f"{name}.pt", data)
-    return save_card(name, before | card if before.get("sha256") == card["sha256"] else card, folder)
+    # Weights, card, and only then the weights in their place: killed in between, `load_weights` puts them there.
+    write_atomically(_arriving(name, folder), data)
+    card = save_card(name, before | card if before.get("sha256") == card["sha256"] else card, folder)
+    _arriving(name, folder).replace(Path(folder) / f"{name}.pt")
+    return card
+
+
+def _arriving(name: str, folder: str | Path) -> Path:
+    return Path(folder) / f"{name}.pt.new"
+
+
+def _weights(name: str, folder: str | Path, sha256: str) -> bytes:
+    """The weights that a card speaks of, which a killed process may have left beside their place; else DataError."""
+    path, arriving = Path(folder) / f"{name}.pt", _arriving(name, folder)
+    if arriving.exists() and hashlib.sha256(arriving.read_bytes()).hexdigest() == sha256:
+        arriving.replace(path)
+    advice = f"train again, restore it with git, or delete {name}.json as well, if it is of a run of yours"
+    return verified(path.read_bytes() if path.exists() else b"", sha256, path.name, advice)
 
 
 def _keep(name: str, folder: Path) -> None:
@@ -136,9 +169,9 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, exa
     """
     card = load_card(name, folder)
     path = Path(folder) / f"{name}.pt"
-    advice = f"train again, restore it with git, or delete {name}.json as well, if it is of a run of yours"
-    data = verified(path.read_bytes() if path.exists() else b"", card.get("sha256", ""), path.name, advice)
-    state = load_tensors(data, path.name)
+    state = load_tensors(_weights(name, folder, card.get("sha256", "")), path.name)
+    names = {_plain_name(key): key for key in module.state_dict()}
+    state = {names.get(key, key): of for key, of in state.items()}
     try:
         copy.deepcopy(module).load_state_dict(state)  # refused before anything changes
         module.load_state_dict(state)
@@ -174,7 +207,7 @@ def measured(
     Raises DataError where there is no card, or where one could not be kept, before anything is measured.
     """
     if now:
-        write_atomically(Path(runs) / ".writable", b"")  # before anything is measured that could not be kept
+        _refuse_unwritable(Path(runs))
         about = {"weights_sha256": of, "settings": settings}
         return save_card(name, about | measure() | environment(device), runs)
     card = load_card(name, newest(runs, name))
@@ -183,6 +216,13 @@ def measured(
     if others:
         print(f"{name}: measured with other {', '.join(others)}, {card['date']}. Set MEASURE to 'yes' for these.")
     return card
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """DataError before anything is measured that could not be kept."""
+    trial = folder / ".writable"
+    write_atomically(trial, b"")
+    trial.unlink(missing_ok=True)
 
 
 def thinned(histories: list[dict[str, Tensor]], points: int) -> dict:

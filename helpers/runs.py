@@ -70,7 +70,7 @@ class Run:
         self.text = json.dumps(plain(settings), sort_keys=True)  # as the file holds them
         self.path = Path(folder) / f"{name}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}.ckpt"
         self.about, self.made = about or {}, {}  # the environment that made the file, for the result card
-        self.parts = parts
+        self.parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}  # not compiled
         self.device = next(parts["net"].parameters()).device
         self.lock, self.logged = None, False  # held inside the `with`; whether this step's loss was logged
         self.done, self.saved, self.history = 0, 0, {}

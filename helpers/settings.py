@@ -123,7 +123,7 @@ RULES = {
     **dict.fromkeys(("SHIFT", "BEND"), number(0, 28)),
     **dict.fromkeys(("STROKE", "UNAUGMENTED", "VIEW_JITTER"), number(0, 1)),
     **dict.fromkeys(("SAMPLER_STEPS", "INVERSION_STEPS"), whole(2)),
-    "ANCESTRAL_STEPS": whole(1, 1_000),
+    "ANCESTRAL_STEPS": whole(7, 1_000),
     "GUIDANCE": number(0),
     "GUIDANCE_INTERVAL": pair(number(0)),
     **dict.fromkeys(("ABLATION_STEPS", "ABLATION_BATCH"), COUNT),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import classifiers, data, diffusion, fid, results, unet
-from helpers.batches import seed_step
+from helpers.batches import seeded
 from helpers.live import Line
 
 Features = Callable[[Tensor], Tensor]  # images uint8 (N, 3, H, W) -> (N, D)
@@ -161,8 +161,7 @@ def loss_by_level(denoiser: nn.Module, sets: dict[str, tuple], count: int, seed:
     sigmas = (-1.2 + 1.2 * torch.linspace(-2, 2, 12)).exp()  # where EDM trains
     for name, of in sets.items():
         images, labels = (part[:count].to(device) for part in of)
-        seed_step(seed, 0)
-        with torch.no_grad():
+        with torch.no_grad(), seeded(seed, 0):
             each = [sigma.expand(len(images)).to(device) for sigma in sigmas]
             losses = [diffusion.loss(denoiser, images, labels, sigma) for sigma in each]
         curves[f"{name} images"] = sigmas, torch.stack(losses).mean(dim=1).cpu()

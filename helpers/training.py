@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch._dynamo  # the first optimiser would import it: half imported, by an interrupt, it stays broken
 from torch import Tensor, nn
 
 
@@ -98,6 +99,7 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.updates = decay, 0
+        module = getattr(module, "_orig_mod", module)  # not what torch.compile has made of it
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -87,7 +87,7 @@ class UNet(nn.Module):
     """Class-conditional U-Net; the defaults are the looped U-Net, which is shipped, `plain` the plain one.
 
     widths: channels of each level, multiples of 8 (else ValueError); level l works at 1 / 2^l of the resolution.
-    blocks: how many a level has on the way down, and as many on the way up, but for the last.
+    blocks: how many a level has on the way down, and as many on the way up, but for the last; one unless given.
     classes: the number of them; the label `classes` is the null label (no class).
     loops: how many times in a row the blocks of each level are used (default: 1, 2, 3, …).
     transitions: whether a 1×1 convolution carries the channels from level to level, so that every block has one width
@@ -102,7 +102,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         widths: tuple[int, ...] = (48, 96, 128),
-        blocks: tuple[int, ...] = (1, 1, 1),
+        blocks: tuple[int, ...] | None = None,
         classes: int = 100,
         *,
         loops: tuple[int, ...] | None = None,
@@ -111,12 +111,12 @@ class UNet(nn.Module):
         super().__init__()
         self.classes, self.widths = classes, widths
         self.loops = loops = loops or tuple(range(1, len(widths) + 1))
+        blocks = blocks or (1,) * len(widths)
         _check_levels(widths, blocks, loops, transitions)
         # Embeddings: noise level and class -> a scale and a shift for each channel of a level.
         embedding = 128
         self.class_embedding = nn.Embedding(classes + 1, embedding)  # the last row is the null label
         nn.init.normal_(self.class_embedding.weight, std=0.5)
-        self.register_buffer("frequencies", math.pi * torch.logspace(-2, 4, 32, base=2), persistent=False)
         self.noise_embedding = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.modulation = nn.ModuleList(nn.Linear(embedding, 2 * w) for w in widths)
 
@@ -147,7 +147,7 @@ class UNet(nn.Module):
         self._check(x, labels)
         x, noise = (part.to(self.stem.weight.dtype) for part in (x, noise))
         # Embeddings.
-        angles = noise[:, None] * self.frequencies  # (B, 32)
+        angles = noise[:, None] * frequencies(noise)  # (B, 32)
         embedding = self.noise_embedding(torch.cat([angles.sin(), angles.cos()], dim=1))
         embedding = embedding + (labels if labels.is_floating_point() else self.class_embedding(labels))
         embedding = F.silu(embedding)
@@ -169,8 +169,9 @@ class UNet(nn.Module):
         multiple, width = 2 ** (len(self.widths) - 1), self.class_embedding.embedding_dim
         if x.ndim != 4 or x.shape[1] != 3 or any(side % multiple for side in x.shape[2:]):
             raise ValueError(f"expected images (B, 3, H, W), H and W multiples of {multiple}, got {tuple(x.shape)}")
-        if labels.shape != ((len(x), width) if labels.is_floating_point() else (len(x),)):
-            expected = f"labels int64 ({len(x)},) or class embeddings float ({len(x)}, {width})"
+        count = x.shape[0]
+        if labels.shape != ((count, width) if labels.is_floating_point() else (count,)):
+            expected = f"labels int64 ({count},) or class embeddings float ({count}, {width})"
             raise ValueError(f"expected {expected}, got {labels.dtype} {tuple(labels.shape)}")
 
     def _loops(self, x: Tensor, blocks: nn.ModuleList, level: int, modulation: Tensor) -> Tensor:
@@ -181,6 +182,11 @@ class UNet(nn.Module):
             if level == len(self.loops) - 1:
                 x = self.attention(x)
         return x
+
+
+def frequencies(like: Tensor) -> Tensor:
+    """Those by which the net sees the noise level, (32,), π/4 … 16π. Made anew each time: a buffer could be lost."""
+    return math.pi * torch.logspace(-2, 4, 32, base=2, dtype=like.dtype, device=like.device)
 
 
 def _check_levels(widths: tuple, blocks: tuple, loops: tuple, transitions: bool) -> None:

@@ -89,8 +89,10 @@ def walk_explorer(
     interval: the noise levels at which guidance acts, (low, high).
     frames: positions on the way, from 2; each is one `interpolation.between`, kept once it is sampled.
     steps: of the solver, for each frame.
-    Raises ValueError for a class that is not there.
+    Raises ValueError for a class that is not there, and for fewer frames.
     """
+    if frames < 2:
+        raise ValueError(f"a way has two frames or more, got {frames}")
 
     def draw(a: int, b: int, seed_a: int, seed_b: int, guidance: float, position: float) -> bytes:
         noises = starting_noise(1, seed_a), starting_noise(1, seed_b)
@@ -155,10 +157,9 @@ def sample_explorer(
 def digit_explorer(net: DigitSumClassifier, images: torch.Tensor, labels: torch.Tensor) -> w.Widget:
     """Choose three digits, or have them shuffled; see what the net reads in each and how it adds them up.
 
-    net: is put into eval mode; images uint8 (N, 28, 28) and labels (N,) in 0…9, every digit among them, from
+    net: a trained one; images uint8 (N, 28, 28) and labels (N,) in 0…9, every digit among them, from
     `data.digits`.
     """
-    net.eval()
 
     def draw(handwriting: int, **digits: int) -> bytes:
         chosen = []

@@ -132,3 +132,27 @@ def test_half_the_images_are_mirrored_and_none_is_changed_otherwise():
     flipped = (found == images.flip(3)).all(dim=(1, 2, 3))
     assert 4850 < int(flipped.sum()) < 5150
     assert torch.equal(found[~flipped], images[~flipped])
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 64), (64, 32), (48, 48)])
+@pytest.mark.parametrize("row", [0, 3])
+def test_images_of_any_shape_are_turned_and_slanted_by_the_angles_asked(monkeypatch, height, width, row):
+    """A soft spot beside the middle, against where the angles themselves send it, in pixels."""
+    drawn = torch.full((8, 1), 0.5)  # which changes nothing
+    drawn[row] = 1.0  # but for the angle (row 0) or the slant
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
+    sides = (torch.arange(side) - (side - 1) / 2 for side in (height, width))
+    y, x = torch.meshgrid(*sides, indexing="ij")
+
+    def spot(x, y):
+        return torch.exp(-((x - 3) ** 2) / 40 - (y + 4) ** 2 / 30)
+
+    cos, sin = math.cos(math.radians(30)), math.sin(math.radians(30))
+    if row == 0:
+        moved = augmentation.jitter(spot(x, y)[None, None], degrees=30)
+        expected = spot(x * cos - y * sin, x * sin + y * cos)
+    else:
+        moved = augmentation.jitter(spot(x, y)[None, None], shear=30)
+        expected = spot(x + y * math.tan(math.radians(30)), y)
+    middle = slice(height // 2 - 8, height // 2 + 8), slice(width // 2 - 8, width // 2 + 8)
+    assert float((moved[0, 0] - expected)[middle].abs().max()) < 0.02

@@ -86,3 +86,15 @@ def test_the_courseworks_line_counts_a_channels_last_net_as_the_docstring_says()
     count = count_parameters(net)
     vector = torch.nn.utils.parameters_to_vector(net.to(memory_format=torch.contiguous_format).parameters())
     assert count == len(vector)
+
+
+def test_steps_of_a_scale_that_has_fallen_to_nothing_are_not_counted():
+    weight, optimizer = _one_weight()
+    scaler, budget = torch.amp.GradScaler("cpu", init_scale=2e-45), Budget(parameters=1, steps=5)
+    for _ in range(4):
+        optimizer.zero_grad()
+        scaler.scale(weight.sum() * float("inf")).backward()
+        assert budget.step(optimizer, scaler) is False
+    assert scaler.get_scale() == 0
+    assert budget.steps_used == 0
+    assert torch.equal(weight, torch.ones(1))

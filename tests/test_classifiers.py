@@ -190,3 +190,13 @@ def test_predictions_that_would_mean_something_else_are_refused():
     net.eval()
     with pytest.raises(TypeError, match="uint8"):
         classifiers.predict(net, images.float())
+
+
+def test_several_views_leave_the_global_random_numbers_as_they_were():
+    net, images = DigitSumClassifier().eval(), data.addnist("", "test", "demo")[0][:3]
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = classifiers.predict(net, images, views=2, jitter={"shift": 2.0})
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(classifiers.predict(net, images, views=2, jitter={"shift": 2.0}), first)

@@ -1,11 +1,13 @@
 import math
+import time
 import types
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 
-from helpers import batches, diffusion, results, unet
+from helpers import augmentation, batches, classifiers, diffusion, interpolation, results, unet
 from helpers.unet import UNet
 
 
@@ -71,20 +73,26 @@ def test_sigmas_have_one_level_more_than_steps_and_fall_to_zero():
     assert float(diffusion.karras_sigmas(18)[-2]) == pytest.approx(0.002)
 
 
-@pytest.mark.parametrize(("steps", "below"), [(501, 500), (600, 500), (750, 500), (999, 500), (334, 333), (7, 5)])
+@pytest.mark.parametrize(("steps", "below"), [(501, 500), (600, 500), (750, 500), (999, 500), (334, 333), (13, 10)])
 def test_ddpm_sigmas_starts_high_also_where_steps_do_not_divide(steps, below):
     """At least as near the last level as the next smaller number of steps that divides the thousand, or nearly."""
     first = diffusion.ddpm_sigmas(steps)[0]
     assert diffusion.ddpm_sigmas(below)[0] <= first <= diffusion.ddpm_sigmas(1000)[0]
     levels = diffusion.ddpm_schedule()
-    for steps in (1, 2, 10, 50, 500, 1000):  # these divide: every (1000 / steps)-th level, as ever
+    for steps in (8, 10, 50, 500, 1000):  # these divide: every (1000 / steps)-th level, as ever
         assert torch.equal(diffusion.ddpm_sigmas(steps)[:-1].flip(0), levels[:: 1000 // steps])
 
 
-@pytest.mark.parametrize("bad", [0, 1001])
+@pytest.mark.parametrize("bad", [0, 1, 6, 1001])
 def test_ddpm_sigmas_refuses(bad):
-    with pytest.raises(ValueError, match="1…1000"):
+    with pytest.raises(ValueError, match="7…1000"):
         diffusion.ddpm_sigmas(bad)
+
+
+def test_the_fewest_steps_of_ddpm_begin_where_noise_drowns_an_image():
+    """An image's brightness, ±0.3, is as good as lost: the mean of its 3,072 numbers has a noise of σ / 55."""
+    assert float(diffusion.ddpm_sigmas(7)[0]) > 40
+    assert float(diffusion.ddpm_schedule()[1000 * 5 // 6]) < 40
 
 
 # --- denoiser and loss ----------------------------------------------------------------------------------------------
@@ -271,7 +279,7 @@ def test_samples_are_uint8_and_repeat_bit_for_bit(denoiser):
     assert not torch.equal(first, diffusion.sample(denoiser, labels, seed=2, sigmas=SHORT))
 
 
-@pytest.mark.parametrize("options", [{}, {"solver": diffusion.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(4)}])
+@pytest.mark.parametrize("options", [{}, {"solver": diffusion.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(7)}])
 def test_batching_does_not_change_the_samples(denoiser, options):
     options = {"sigmas": SHORT} | options
     together = diffusion.sample(denoiser, torch.arange(5), **options)
@@ -346,7 +354,7 @@ def test_sample_draws_by_its_own_defaults(denoiser):
 
 def test_fresh_noise_is_another_than_the_starting_noise(denoiser):
     """Image i starts from noise (seed, i) and gets noise of a stream of its own after each step."""
-    path = diffusion.ddpm_sigmas(2)
+    path = torch.tensor([3.0, 0.5, 0.0])
     start = diffusion.starting_noise(1, 3)
     once = diffusion.sample(denoiser, torch.tensor([1]), seed=3, sigmas=path, solver=diffusion.ddpm_steps)
     guided = diffusion.guided(denoiser, torch.tensor([1]))
@@ -358,6 +366,81 @@ def test_fresh_noise_is_another_than_the_starting_noise(denoiser):
     assert not torch.equal(once, same)
     assert not torch.equal(once, other)
     assert torch.equal(diffusion.starting_noise(3, 3)[:1], start)
+
+
+def test_noise_is_a_function_of_purpose_seed_and_row_alone():
+    """By numpy's own SeedSequence, with seeds of any size; no row of one seed is a row of another."""
+    sequence = np.random.SeedSequence(7, spawn_key=(int.from_bytes(b"start", "big"), 2))
+    expected = np.random.Generator(np.random.PCG64(sequence)).standard_normal((3, 32, 32), dtype=np.float32)
+    assert torch.equal(diffusion.starting_noise(3, 7)[2], torch.from_numpy(expected))
+    for a, b in ((0, 2**31), (0, 2**32), (1, 2**32 + 1), (time.time_ns(), time.time_ns() + 1)):
+        assert not torch.equal(diffusion.starting_noise(1, a), diffusion.starting_noise(1, b))
+    assert not torch.equal(diffusion.starting_noise(1, 94489)[0], diffusion.starting_noise(5911, 0)[5910])
+    rows = diffusion.starting_noise(2000, np.int64(1)).flatten(1)
+    assert len(rows[:, :2].unique(dim=0)) == 2000
+    assert (float(rows.mean()), float(rows.std())) == pytest.approx((0, 1), abs=2e-3)
+    torch.manual_seed(batches.generator(0, 3).initial_seed())  # what step 3 of a training draws
+    assert not torch.equal(torch.randn(3, 32, 32), diffusion.starting_noise(4, 0)[3])
+    assert diffusion.starting_noise(0, 0, size=8).shape == (0, 3, 8, 8)
+
+
+def test_a_default_type_of_double_changes_no_random_number(denoiser):
+    """Whoever sets it, for a calculation of his own, gets the noise and the batches that he would have got."""
+    images = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32).to(torch.uint8)
+    classifier = classifiers.DigitSumClassifier().eval()
+
+    def all_numbers():
+        batches.seed_step(0, 1)
+        seen = augmentation.jitter(
+            batches.normalise(augmentation.shuffle_channels(augmentation.mirror(images))), bend=1
+        )
+        sigmas = denoiser.training_sigmas(2)
+        loss = diffusion.loss(denoiser, images, torch.tensor([0, 1]), sigmas, label_dropout=0.5)
+        drawn = diffusion.sample(denoiser, torch.tensor([0, 1]), sigmas=SHORT, guidance=2.0)
+        added = diffusion.sample(denoiser, torch.tensor([0, 1]), sigmas=SHORT, solver=diffusion.ddpm_steps)
+        way = interpolation.between(
+            denoiser, 2 * (torch.tensor([1]),), (added[:1] / 255, drawn[:1] / 255), [0.5], sigmas=SHORT
+        )
+        read = classifiers.predict(classifier, images[:, :, 2:30, 2:30], views=2, jitter={"shift": 1.0})
+        return seen, sigmas, loss, drawn, added, way, read
+
+    before = all_numbers()
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = all_numbers()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(before, after, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_network_made_without_memory_is_whole_once_its_weights_are_loaded():
+    empty = unet.build_denoiser(results.load_card("diffusion_paper")["settings"], "meta").to_empty(device="cpu")
+    results.load_weights("diffusion_paper", empty)
+    whole = unet.build_denoiser(results.load_card("diffusion_paper")["settings"])
+    results.load_weights("diffusion_paper", whole)
+    path = {"sigmas": SHORT, "seed": 1}
+    assert torch.equal(diffusion.sample(empty, [3], **path), diffusion.sample(whole, [3], **path))
+    torch.manual_seed(0)
+    levels = empty.training_sigmas(1000)  # those of DDPM, which no weights hold
+    assert torch.isin(levels, diffusion.ddpm_schedule().float()).all()
+    assert len(levels.unique()) > 500
+    assert not [name for net in (whole, classifiers.PaperClassifier()) for name, _ in net.named_buffers()]
+
+
+def test_a_network_can_be_exported_with_any_number_of_images(denoiser):
+    count = torch.export.Dim("count", min=2, max=64)
+    dynamic = {0: count}
+    inputs = torch.randn(4, 3, 16, 16), torch.rand(4) + 0.5, torch.tensor([0, 1, 2, 3])
+    program = torch.export.export(denoiser, inputs, dynamic_shapes=(dynamic, dynamic, dynamic)).module()
+    x = torch.randn(4, 1, 28, 28).expand(-1, 3, -1, -1).contiguous()
+    for net in (classifiers.DigitSumClassifier().eval(), classifiers.PaperClassifier().eval()):
+        exported = torch.export.export(net, (x,), dynamic_shapes=(dynamic,)).module()
+        more = torch.randn(7, 3, 28, 28)
+        torch.testing.assert_close(exported(more), net(more))
+    more = torch.randn(7, 3, 16, 16), torch.rand(7) + 0.5, torch.arange(7) % 5
+    torch.testing.assert_close(program(*more), denoiser(*more))
 
 
 def test_sample_takes_the_solver_it_is_given(denoiser):
@@ -413,21 +496,23 @@ def test_the_shipped_weights_draw_what_they_drew(name):
     card = results.load_weights(name, denoiser)
     assert [card["classes"][label] for label in (8, 52)] == ["bicycle", "oak tree"]
     options = {"sigmas": diffusion.karras_sigmas(6), "guidance": 2.5, "interval": (0.05, 6.0)}
-    drawn = diffusion.sample(denoiser, torch.tensor([8, 52]), seed=0, **options)
+    noise = torch.stack([torch.randn(3, 32, 32, generator=batches.generator(0, i)) for i in range(2)])
+    drawn = diffusion.sample(denoiser, torch.tensor([8, 52]), noise=noise, **options)
     thumbnails = torch.nn.functional.avg_pool2d(drawn.float(), 8).mean(dim=1)
     torch.testing.assert_close(thumbnails, torch.tensor(THUMBNAILS[name]).float(), rtol=0, atol=1.5)
 
 
 @pytest.mark.parametrize("solver", [diffusion.dpm_solver_steps, diffusion.heun_steps, diffusion.ddpm_steps])
 def test_images_are_of_the_noises_size(denoiser, solver):
-    noise = torch.randn(2, 3, 8, 16)
-    sampling = {"noise": noise, "sigmas": diffusion.karras_sigmas(3), "solver": solver}
-    assert diffusion.sample(denoiser, torch.tensor([0, 1]), **sampling).shape == noise.shape
+    for height, width in ((8, 16), (32, 64), (64, 8)):
+        noise = torch.randn(2, 3, height, width)
+        sampling = {"noise": noise, "sigmas": diffusion.karras_sigmas(3), "solver": solver}
+        assert diffusion.sample(denoiser, torch.tensor([0, 1]), **sampling).shape == noise.shape
 
 
 def test_a_sampler_that_adds_noise_says_when_it_has_none():
     with pytest.raises(ValueError, match="with eta = 1.0 each step adds noise: pass noise"):
-        next(diffusion.ddpm_steps(lambda x, sigma: x, torch.ones(1), diffusion.ddpm_sigmas(3)))
+        next(diffusion.ddpm_steps(lambda x, sigma: x, torch.ones(1), diffusion.ddpm_sigmas(7)))
 
 
 def test_sample_refuses(denoiser):

@@ -203,3 +203,11 @@ def test_the_nearest_images_are_found_among_more_than_a_block_mirrored_ones_incl
     nearly[:, 0, 0, 0] += torch.where(nearly[:, 0, 0, 0] < 255, 1, -1).to(torch.uint8)
     nearly[1_234] = drawn[0]
     assert fid.nearest(drawn[:1], nearly, 1).item() == 1_234
+
+
+def test_precision_and_recall_do_not_depend_on_where_the_features_lie(rng):
+    """Features of another network may have means of thousands, where float32 cannot tell neighbours apart."""
+    a, b = torch.randn(2, 200, 16, generator=rng, dtype=torch.float64)
+    near = fid.precision_recall(a, 0.8 * b)
+    for far in (1e3, 1e6):
+        assert fid.precision_recall(a + far, 0.8 * b + far) == near

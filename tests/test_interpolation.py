@@ -135,7 +135,7 @@ def test_each_pair_can_have_its_own_positions(denoiser):
 
 def test_fresh_noise_is_what_makes_frames_differ(denoiser):
     """Two frames at one position: with one noise for all they are the same image, with fresh noise they are not."""
-    options = {"sigmas": diffusion.ddpm_sigmas(4), "solver": diffusion.ddpm_steps}
+    options = {"sigmas": diffusion.ddpm_sigmas(7), "solver": diffusion.ddpm_steps}
     positions = torch.tensor([0.4, 0.4])
     shared, fresh = (
         interpolation.between(denoiser, LABELS, NOISES, positions, **options, **fresh)
@@ -152,7 +152,7 @@ def test_the_added_noise_is_the_seeds_and_each_pairs_own(denoiser):
         (torch.tensor([1, 2]), torch.tensor([1, 2])),
         (diffusion.starting_noise(2, 0),) * 2,
     )  # nothing moves
-    ddpm = {"sigmas": diffusion.ddpm_sigmas(3), "solver": diffusion.ddpm_steps}
+    ddpm = {"sigmas": diffusion.ddpm_sigmas(7), "solver": diffusion.ddpm_steps}
     shared, fresh = (
         interpolation.between(denoiser, labels, noises, [0.0, 0.5], seed=7, fresh_noise=each, **ddpm)
         for each in (False, True)
@@ -276,3 +276,10 @@ def test_between_invert_and_psnr_refuse_what_they_would_misread():
     for a, b in ((torch.zeros(2, 3), torch.zeros(2, 3)), (images, images[:1])):
         with pytest.raises(ValueError, match="two tensors of uint8 images"):
             interpolation.psnr(a, b)
+
+
+def test_nothing_is_interpolated_to_nothing():
+    nothing = torch.empty(0, 3, 32, 32)
+    for way in (slerp, interpolation.lerp, interpolation.switch):
+        assert way(nothing, nothing, 0.5).shape == nothing.shape
+        assert way(nothing, nothing, torch.empty(0)).shape == nothing.shape

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -123,3 +125,24 @@ def test_rate_and_count_are_tensors_beside_the_weights_as_a_recorded_step_needs_
     optimizer.load_state_dict(state)
     assert [(float(g["lr"]), float(g["steps"])) for g in optimizer.param_groups] == [(0.25, 3.0)] * 2
     assert all(isinstance(group[name], torch.Tensor) for group in optimizer.param_groups for name in ("lr", "steps"))
+
+
+def test_a_closure_computes_the_loss_and_the_gradients_first():
+    """As of any optimiser of torch's, also where gradients are switched off around it."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(12, 12), torch.randn(4, 12)
+    other = copy.deepcopy(net)
+    optimizer, plain = muon.Muon(net, 0.01), muon.Muon(other, 0.01)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    other(x).square().mean().backward()
+    expected = float(other(x).square().mean())
+    plain.step()
+    assert float(optimizer.step(closure)) == pytest.approx(expected)
+    assert torch.equal(net.weight, other.weight)
+    assert plain.step() is None

@@ -235,3 +235,28 @@ def test_a_notebook_shows_a_figure_whatever_the_backend(backend):
     ):
         assert picture.tobytes() == expected.tobytes()
     assert metadata["image/png"]["alt"] == FIGURES[1]().alt
+
+
+def test_signs_that_mean_something_to_tables_and_figures_are_shown_as_they_are():
+    text = plots.table(["a|b", "c"], [["x | y", "|"]]).data
+    assert [line.replace("\\|", "").count("|") for line in text.splitlines()] == [3, 3, 3]
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    sign = "$^$ or $5"
+    figures = [
+        plots.image_grid(images, 2, title=sign, captions=[sign], column_titles=[sign], row_titles=[sign]),
+        plots.bars({sign: 1.0, "b": (2.0, 0.5)}, title=sign),
+        plots.waterfall({sign: 2.0, "b": 1.0}, {sign: 1.5}, title=sign),
+        plots.lines({sign: (torch.arange(3), torch.arange(3)), "b": (torch.arange(3), torch.arange(3))},
+                    x=sign, y=sign, title=sign),
+        plots.training_curves({sign: {"loss": torch.rand(9)}, "b": {"loss": torch.rand(9)}}, title=sign),
+    ]  # fmt: skip
+    for figure in figures:
+        plots.png(figure)  # matplotlib reads formulas when it draws
+        shown = [text for text in figure.findobj(matplotlib.text.Text) if "or" in text.get_text()]
+        assert shown
+        assert all(text.get_text().count("\\$") == 3 for text in shown)
+
+
+def test_fewer_captions_than_images_name_the_first_ones():
+    figure = plots.image_grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), 3, captions=["one", "two"])
+    assert [axis.get_xlabel() for axis in figure.axes] == ["one", "two", ""]

@@ -1,5 +1,7 @@
 import copy
 import json
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import budget, classifiers, diffusion, results, unet
+from helpers import budget, classifiers, diffusion, plots, results, unet
 from helpers.files import DataError
 from tests.test_runs import same
 
@@ -243,3 +245,77 @@ def test_other_weights_of_the_same_name_are_kept_and_said(tmp_path, capsys):
     third = torch.nn.Linear(1, 1)
     assert results.load_weights("net", third, tmp_path)["steps"] == 50_000
     assert same(third.state_dict(), first.state_dict())
+
+
+def test_killed_at_any_moment_of_saving_the_weights_are_the_old_or_the_new_ones(tmp_path, monkeypatch):
+    old, new, replace = nn.Linear(2, 2), nn.Linear(2, 2), os.replace
+    for moment in range(1, 6):  # two copies of the old ones, the new weights, their card, and the last move
+        folder, loaded, calls = tmp_path / str(moment), nn.Linear(2, 2), []
+        results.save_weights("net", old, {"run": 1}, folder)
+
+        def die(*where, moment=moment, calls=calls):
+            calls.append(1)
+            if len(calls) == moment:
+                raise KeyboardInterrupt  # nothing in here catches it
+            replace(*where)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", die)
+            with pytest.raises(KeyboardInterrupt):
+                results.save_weights("net", new, {"run": 2}, folder)
+        card = results.load_weights("net", loaded, folder)
+        assert same(loaded.state_dict(), (old if card["run"] == 1 else new).state_dict())
+        assert card["run"] == (2 if moment == 5 else 1)
+        results.save_weights("net", new, {"run": 2}, folder)  # the next run goes on
+        assert results.load_weights("net", loaded, folder)["run"] == 2
+        assert results.load_weights("net-before", loaded, folder)["run"] == 1
+        assert len([*folder.iterdir()]) == 4  # and leaves nothing behind
+
+
+def test_a_compiled_net_is_saved_known_and_loaded_as_the_net_that_it_is(tmp_path):
+    """Compiled whole, in part, or in place; and the shipped weights go into a compiled net."""
+    plain = unet.build_denoiser(results.load_card("diffusion_paper")["settings"])
+    results.load_weights("diffusion_paper", plain)
+    in_part = copy.deepcopy(plain)
+    in_part.net = torch.compile(in_part.net)
+    in_place = copy.deepcopy(plain)
+    in_place.compile()
+    for compiled in (torch.compile(copy.deepcopy(plain)), in_part, in_place):
+        assert results.fingerprint(compiled) == results.fingerprint(plain)
+        results.save_weights("diffusion_paper", compiled, {"steps": 1}, tmp_path)
+        loaded = copy.deepcopy(plain)
+        nn.init.zeros_(loaded.net.stem.weight)
+        results.load_weights("diffusion_paper", loaded, tmp_path)
+        assert same(loaded.state_dict(), plain.state_dict())
+        nn.init.zeros_(compiled.net.stem.weight)
+        card = results.load_weights("diffusion_paper", compiled)
+        assert results.fingerprint(compiled) == card["sha256"]
+
+
+def test_the_same_weights_are_the_same_however_they_lie_in_memory(tmp_path):
+    net = classifiers.DigitSumClassifier()
+    card = results.save_weights("net", net, {"fid": 15.3}, tmp_path)
+    otherwise = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    strided = copy.deepcopy(net)
+    for parameter in strided.parameters():
+        parameter.data = torch.stack([parameter.data, parameter.data], dim=-1)[..., 0]
+    for of in (otherwise, strided):
+        assert results.fingerprint(of) == card["sha256"]
+        assert results.save_weights("net", of, {}, tmp_path)["fid"] == 15.3
+
+
+def test_what_is_not_finite_is_null_in_a_card_which_stays_json(tmp_path):
+    card = {
+        "std": torch.tensor([1.0]).std(),
+        "row": [math.nan, {"x": np.float64("inf")}],
+        "array": np.array([1.5, np.nan]),
+    }
+    saved = results.save_card("card", card, tmp_path)
+    read = json.loads((tmp_path / "card.json").read_text(), parse_constant=pytest.fail)
+    assert read == saved == {"name": "card", "std": None, "row": [None, {"x": None}], "array": [1.5, None]}
+    assert plots.pm((0.5, read["std"]), ".2f") == "0.50"
+
+
+def test_a_study_leaves_nothing_but_its_card(tmp_path):
+    results.measured("study", lambda: {"x": 1}, now=True, runs=tmp_path, device=CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]

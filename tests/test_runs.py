@@ -386,3 +386,22 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch, reaso
     run.path.with_name(f".{run.path.stem}.lock").write_text("12345\nanother-host\n")  # left behind by a killed job
     with run, _run(tmp_path):
         pass
+
+
+def test_a_run_of_a_compiled_net_goes_on_with_the_plain_one_and_the_other_way_round(tmp_path):
+    def parts(compiled):
+        torch.manual_seed(0)
+        net = nn.Linear(2, 2)
+        net = torch.compile(net, backend="eager") if compiled else net
+        return {"net": net, "ema": training.EMA(net, 0.9), "optimizer": torch.optim.SGD(net.parameters(), 0.1)}
+
+    settings = {"steps": 4, "seed": 0, "lr": 0.1, "warmup": 0, "lr_decay": 1.0}
+    for until, compiled in ((1, True), (2, False), (3, True)):
+        own = parts(compiled)
+        with Run(tmp_path, "net", settings, save_every=1, **own) as run:
+            assert run.done == until - 1
+            for step in run:
+                own["net"](torch.ones(1, 2)).sum().backward()
+                run.log(loss=0.0)
+                if step == until:
+                    break

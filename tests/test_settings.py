@@ -79,7 +79,7 @@ LIMITS = {  # the least and the most that is legal; None: no limit
     "EMA_DECAY": (0, 0.999_999), "P_STD": (0, None), "DEGREES": (0, 180), "SCALE": (0, 0.9),
     "SHEAR": (0, 60), "SHIFT": (0, 28), "BEND": (0, 28), "STROKE": (0, 1), "GUIDANCE": (0, None),
     "VIEW_JITTER": (0, 1), "SAMPLER_STEPS": (2, None), "INVERSION_STEPS": (2, None),
-    "ANCESTRAL_STEPS": (1, 1_000), "SAMPLES": (4, None), "ROWS": (2, None),
+    "ANCESTRAL_STEPS": (7, 1_000), "SAMPLES": (4, None), "ROWS": (2, None),
     "PAIRS": (2, None), "MIDDLES": (2, 5_000),
 }  # fmt: skip
 LIMITS_OF_EACH = {

@@ -1,4 +1,7 @@
 import contextlib
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -180,3 +183,37 @@ def test_tf32_is_allowed_or_not():
         training.allow_tf32(allowed)
         assert torch.get_float32_matmul_precision() == said
         assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_a_compiled_net_is_averaged_as_the_net_that_it_is():
+    net = nn.Linear(3, 3)
+    compiled = torch.compile(net)
+    ema = training.EMA(compiled, 0.5)
+    nn.init.zeros_(net.weight)
+    ema.update(compiled)
+    assert type(ema.module) is nn.Linear
+    assert ema.module.state_dict().keys() == net.state_dict().keys()
+    assert not ema.module.weight.equal(net.weight)
+
+
+def test_nothing_large_is_first_imported_by_a_training_which_an_interrupt_would_leave_half_imported():
+    """sympy and torch's compiler, above all, which the first optimiser of torch's asks for."""
+    code = """
+        import sys
+        import torch
+        from helpers import muon, runs, training
+        before = set(sys.modules)
+        net = torch.nn.Linear(12, 12)
+        ema = training.EMA(net, 0.9)
+        for optimizer in (muon.Muon(net, 0.1), torch.optim.AdamW(net.parameters())):
+            scaler = torch.amp.GradScaler("cpu", enabled=False)
+            with training.autocast(torch.device("cpu"), torch.bfloat16):
+                loss = net(torch.ones(2, 12)).square().mean()
+            scaler.scale(loss).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.update(net)
+        print(sorted(set(sys.modules) - before))
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -120,7 +120,7 @@ def test_the_norm_compiled_for_a_gpu_is_torchs_own(monkeypatch):
 
 
 def test_noise_levels_are_told_apart_by_waves_from_a_quarter_to_sixteen_half_turns():
-    frequencies = unet.UNet((8, 8, 8)).frequencies / torch.pi
+    frequencies = unet.frequencies(torch.zeros(1)) / torch.pi
     assert (len(frequencies), float(frequencies[0]), float(frequencies[-1])) == (32, 0.25, 16.0)
     torch.testing.assert_close(frequencies[1:] / frequencies[:-1], torch.full((31,), 2 ** (6 / 31)))
 
@@ -150,13 +150,14 @@ def test_widths_that_the_norms_cannot_divide_are_refused():
         unet.UNet((48, 90, 128))
 
 
-@pytest.mark.parametrize("wrong", [{"widths": (8, 16, 24, 32)}, {"blocks": (1, 1)}, {"loops": (1, 2)}])
+@pytest.mark.parametrize("wrong", [{"widths": (8, 16), "blocks": (1, 1, 1)}, {"blocks": (1, 1)}, {"loops": (1, 2)}])
 def test_levels_of_another_number_and_loops_without_transitions_are_refused(wrong):
     with pytest.raises(ValueError, match="as many as blocks and loops"):
         unet.UNet(**wrong)
     with pytest.raises(ValueError, match="loops need transitions"):
         unet.UNet(transitions=False)
-    four = unet.UNet((8, 8, 8, 8), (1, 1, 1, 1), 5)
+    four = unet.UNet((8, 8, 8, 8), classes=5)  # one block a level, used once more on each
+    assert (four.loops, [*map(len, four.down)], [*map(len, four.up)]) == ((1, 2, 3, 4), [1] * 4, [1] * 3)
     assert four(torch.zeros(2, 3, 8, 16), torch.zeros(2), torch.tensor([0, 5])).shape == (2, 3, 8, 16)
 
 

@@ -33,7 +33,7 @@ def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch)
 
 def test_each_way_is_what_its_name_says():
     sampling = {"sigmas": "ours", "guidance": 2.0}
-    for name, how in walks.ways(sampling, 5).items():
+    for name, how in walks.ways(sampling, 7).items():
         assert how["guidance"] == 2
         assert (how.get("solver") is diffusion.ddpm_steps) == name.startswith("DDPM")
         assert how.get("fresh_noise", False) == ("fresh" in name)

@@ -159,9 +159,15 @@ def test_digit_explorer_draws():
     images, labels = data.digits("", "test", "demo")
     net = classifiers.DigitSumClassifier()
     explorer = widgets.digit_explorer(net, images, labels)
-    assert not net.training  # looking does not change its batch norms
+    assert net.training  # looking changes neither its mode
+    assert torch.equal(net.reader[1].running_mean, torch.zeros(24))  # nor its batch norms
     picture = _find(explorer, w.Image, "")
     first = bytes(picture.value)
     assert first.startswith(b"\x89PNG")
     _find(explorer, w.Button, "shuffle").click()
     assert picture.value != first
+
+
+def test_a_walk_of_one_frame_is_refused(denoiser):
+    with pytest.raises(ValueError, match="two frames or more, got 1"):
+        widgets.walk_explorer(denoiser, CLASSES, start=("ant", "bee"), guidance=1.0, interval=(0.0, 9.0), frames=1)
