@@ -29,6 +29,7 @@ TRAVEL_SHA256 = {
     "mnist_test": "af5595f05f0cc260498196e07655cfa443d2d96874d5ba0dcfeaea06defbda81",
     "photographs": "aae32d57f0306040ddfd37ac4216b385e7442bcaf62e7a19a29f804ed58d9d19",
 }
+ADDNIST = {"official": "AddNIST", "rebuilt": "AddNIST rebuilt from MNIST"}  # a card's word for each source
 OTHER_WAYS = "set DATA = 'rebuilt', which rebuilds it from MNIST, or DATA = 'demo'"
 
 

@@ -117,8 +117,8 @@ def loss(
     """
     x0 = to_float(images)
     if label_dropout:
-        dropped = torch.rand(len(labels), device=labels.device, dtype=torch.float32) < label_dropout
-        labels = labels.masked_fill(dropped, denoiser.net.classes)
+        chance = torch.rand(len(labels), device=labels.device, dtype=torch.float32)
+        labels = labels.masked_fill(chance < label_dropout, denoiser.net.classes)
     noisy = x0 + sigma[:, None, None, None] * torch.randn_like(x0)
     error = (denoiser(noisy, sigma, labels) - x0).square().mean(dim=(1, 2, 3))
     # Divided by c_out², it is the error of the network's own output: with "epsilon" that of the

@@ -6,9 +6,9 @@ from statistics import mean
 
 import torch
 from IPython.display import Markdown
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers import classifiers, data, plots, results
+from helpers import classifiers, data, fid, plots, results, studies
 from helpers.batches import normalise
 from helpers.plots import Picture
 from helpers.walks import GLIDE
@@ -206,6 +206,25 @@ def growth(found: dict) -> dict[str, tuple[list, list]]:
         lengths = {int(count): mean for count, (mean, _) in row["length"].items()}
         curves[name] = [*lengths], [length / lengths[min(lengths)] for length in lengths.values()]
     return curves
+
+
+def loss_by_noise(denoiser: nn.Module, root: str | Path | None) -> Picture | None:
+    """The loss of a denoiser by noise level, on training and on test images of CIFAR-100; without a root, a line."""
+    if not root:
+        return print("This curve needs CIFAR-100, which the demo does without.")
+    sets = {split: data.cifar100(root, split) for split in ("train", "test")}
+    curves = studies.loss_by_level(denoiser, sets, count=100)
+    return plots.lines(curves, x="noise level σ", y="loss", log_x=True, title="Loss by noise")
+
+
+def nearest_photographs(samples: Tensor, root: str | Path | None, device: torch.device) -> Picture | None:
+    """Samples uint8 (N, 3, 32, 32) above the three training images nearest to each; without a root, a line."""
+    if not root:
+        return print("This comparison needs CIFAR-100, which the demo does without.")
+    images = data.cifar100(root, "train")[0].to(device)
+    nearest = images[fid.nearest(samples.to(device), images, 3)].cpu()  # (N, 3, 3, 32, 32)
+    page = torch.cat([samples[:, None], nearest], dim=1).transpose(0, 1).flatten(0, 1)
+    return plots.image_grid(page, len(samples), row_titles=["sample", "nearest", "second", "third"])
 
 
 def growth_curves(found: dict, names: Sequence[str]) -> Picture:

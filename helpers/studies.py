@@ -51,19 +51,21 @@ def accuracies(net: nn.Module, history: dict, seed: int, unseen: tuple, test: tu
     return row
 
 
-def classifier_card(
-    finished: list[tuple], seeds: list[int], root: str, source: str, views: int, jitter: dict[str, float]
-) -> dict:
+def classifier_card(finished: list[tuple], root: str, views: int, share: float) -> dict:
     """What a result card says of a net that was trained once for each seed.
 
-    finished: what the page's `train` returned of each, (net, history, certificate). root, source: of the data. views,
-    jitter: of test-time augmentation.
+    finished: what the page's `train` returned of each, (net, history, certificate), with the settings it trained by.
+    root: of the data. views: of test-time augmentation, which jitters by this share of what training does.
     """
     nets, histories, certificates = zip(*finished, strict=True)
+    seeds, source = [of["settings"]["seed"] for of in certificates], certificates[0]["settings"]["data"]
+    jitter = {way: share * most for way, most in certificates[0]["settings"]["jitter"].items()}
     sets = {split: data.addnist(root, split, source) for split in ("train", "valid", "unseen", "test")}
     judged = partial(accuracies, unseen=sets["unseen"], test=sets["test"], views=views, jitter=jitter)
     return certificates[0] | {
+        "data": data.ADDNIST[source],
         "views": views,
+        "view_jitter": share,
         "data_sha256": {split: data.fingerprint(*pair) for split, pair in sets.items()},
         "protocol": "trained on train and valid; test: ± over batches of 64; train: last 1,000 steps; EMA, of the "
         "first seed",
@@ -208,18 +210,21 @@ def sweep(
     nets: dict[float, nn.Module],
     draw: Callable,
     features: Features,
-    held_out: Tensor,
+    root: str | Path,
+    held_out: int,
     default: dict,
     seed: int,
     samples: int = 1_000,
 ) -> dict:
     """Samples from the same noises by other settings, judged by twice as many held-out images; the first row is ours.
 
-    nets: weight of Neon -> denoiser. draw(denoiser, labels, seed=…, **sampling) -> images. default: our "steps",
-    "guidance", "interval" and "neon"; `CHANGES` and the other nets change one each. Without label dropout nothing can
-    guide, so a default guidance of 1 stays.
+    nets: weight of Neon -> denoiser. draw(denoiser, labels, seed=…, **sampling) -> images. root, held_out: where
+    CIFAR-100 is, and how many of its last training images no net has seen. default: our "steps", "guidance", "interval"
+    and "neon"; `CHANGES` and the other nets change one each. Without label dropout nothing can guide, so a default
+    guidance of 1 stays.
     """
-    real, rows = features(held_out[: 2 * samples]), [default]
+    images = data.cifar100(root, "train")[0][-held_out:]
+    real, rows = features(images[: 2 * samples]), [default]
     for change in [*CHANGES, *({"neon": weight} for weight in nets)]:
         if default | change != default and ("steps" in change or "neon" in change or default["guidance"] != 1):
             rows.append(default | change)

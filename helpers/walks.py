@@ -31,6 +31,19 @@ def ways(sampling: dict, ancestral_steps: int) -> dict[str, dict]:
     }
 
 
+def about(by: dict[str, dict], rows: int, seed: int) -> dict:
+    """What figures of these ways depend on, read off the ways themselves, for a card."""
+    glide, ancestral = by[GLIDE], by[SHARED]
+    return {
+        "rows": rows,
+        "sampler_steps": len(glide["sigmas"]) - 1,
+        "guidance": glide["guidance"],
+        "seed": seed,
+        "interval": glide["interval"],
+        "ancestral_steps": len(ancestral["sigmas"]) - 1,
+    }
+
+
 def smoothness(denoiser: nn.Module, by: dict[str, dict], features: Features, pairs: int, rows: int, seed: int) -> dict:
     """Length and unevenness of each way, over random pairs, with 4 (rows - 1) + 1 frames and fewer."""
     labels = torch.randint(100, (2, pairs), generator=torch.Generator().manual_seed(seed))

@@ -141,8 +141,8 @@ def test_a_closure_computes_the_loss_and_the_gradients_first():
         return loss
 
     other(x).square().mean().backward()
-    expected = float(other(x).square().mean())
+    expected = other(x).square().mean().item()
     plain.step()
-    assert float(optimizer.step(closure)) == pytest.approx(expected)
+    assert optimizer.step(closure).item() == pytest.approx(expected)
     assert torch.equal(net.weight, other.weight)
     assert plain.step() is None

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import batches, data, demo, diffusion, fid, files, plane, results, settings, studies, unet
+from helpers import batches, data, demo, diffusion, fid, files, plane, reports, results, settings, studies, unet, walks
 from tests.pages import NOTEBOOKS, ROOT, beginning, code, definitions, run, settings_cell, training_loop
 
 FULL_SIZE = {
@@ -458,8 +458,9 @@ def test_the_diffusion_loop_mirrors_and_neons_samples_are_unguided_of_all_classe
     assert mirrored == [4] * 3
     (cell,) = [cell["source"] for cell in code(NOTEBOOKS[1]) if "def own_samples(" in cell["source"]]
     exec(cell, kernel)
-    kernel |= {"NEON_SAMPLES": 230, "draw": lambda net, labels, **how: drawn.update(how) or torch.zeros(len(labels))}
-    _, labels = kernel["own_samples"](None)
+    kernel |= {"draw": lambda net, labels, **how: drawn.update(how) or torch.zeros(len(labels))}
+    r = kernel["recipe"] | kernel["neon"] | {"samples": 230}
+    _, labels = kernel["own_samples"](None, r)
     assert labels.bincount().tolist() == [3] * 30 + [2] * 70
     assert "guidance" not in drawn
     assert drawn["seed"] not in (kernel["SEED"], *kernel["SAMPLE_SEEDS"])
@@ -545,3 +546,119 @@ def test_the_shipped_classifiers_do_as_their_cards_say_to_the_image(monkeypatch,
     for name in ("classifier_paper", "classifier_best"):
         first = results.load_card(name)["seeds"][0]["test_accuracy"]
         assert f"{first:.2%} of 10,000 images, AddNIST rebuilt from MNIST; its card: {first:.2%}" in said
+
+
+def others(path):
+    """Another value for each setting of a page that only numbers depend on, within its rule."""
+    values = {name: ast.literal_eval(of) for name, (of,) in _assignments(settings_cell(path)["source"]).items()}
+    own = {"WIDTHS": (16, 16, 16), "NETWORK": "plain", "PREDICTION": "epsilon", "OPTIMIZER": "adam", "SEEDS": [7],
+           "SAMPLE_SEEDS": [8], "GUIDANCE_INTERVAL": (0.1, 9.0), "HELD_OUT": 50}  # fmt: skip
+    numbers = {
+        name: 2 * of + 1 for name, of in values.items() if isinstance(of, int | float) and of not in (True, False)
+    }
+    shares = dict.fromkeys(
+        ("EMA_DECAY", "LR_DECAY", "LABEL_DROPOUT", "UNAUGMENTED", "STROKE", "SCALE", "VIEW_JITTER"), 0.7
+    )
+    changed = numbers | shares | own
+    return {name: of for name, of in changed.items() if name in values}
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_page_3_records_how_the_ways_were_walked_whatever_the_settings_say_when_it_measures(
+    tmp_path, cifar, monkeypatch
+):
+    changes = {"DATA": "official", "MEASURE": "yes", "RUNS": str(tmp_path), "ROWS": 3, "PAIRS": 2, "MIDDLES": 3,
+               "INVERSION_STEPS": 2, "SAMPLER_STEPS": 3, "ANCESTRAL_STEPS": 7, "SEED": 4}  # fmt: skip
+    cells = code(NOTEBOOKS[2])
+    at = next(i for i, cell in enumerate(cells) if "def measure(" in cell["source"])
+    kernel = run(NOTEBOOKS[2], cells[:at], **changes)
+    kernel |= others(NOTEBOOKS[2]) | {"PAIRS": 5, "MIDDLES": 4}
+    seen = {}
+    monkeypatch.setattr(walks, "smoothness", lambda net, ways, judge, *how: seen.update(ways=ways, how=how) or {})
+    monkeypatch.setattr(walks, "middles", lambda net, how, judge, images, *by: seen.update(middle=how, by=by) or {})
+    monkeypatch.setattr(reports, "growth_curves", lambda *_: None)
+    exec(cells[at]["source"], kernel)
+    said = results.load_card("interpolation", tmp_path)["settings"]
+    assert said == {
+        "rows": 3,
+        "sampler_steps": 3,
+        "guidance": 2.5,
+        "seed": 4,
+        "interval": [0.05, 6.0],
+        "ancestral_steps": 7,
+    }
+    assert (seen["how"], seen["by"]) == ((5, 3, 4), (4, 4))  # pairs, rows, seed; how many middles, seed
+    glide, ddpm = seen["ways"][walks.GLIDE], seen["ways"][walks.SHARED]
+    assert [len(of["sigmas"]) for of in (glide, seen["middle"], ddpm)] == [4, 4, 8]
+    assert {of["guidance"] for of in (glide, seen["middle"], ddpm)} == {2.5}
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_page_2_records_how_neon_and_the_judged_samples_were_drawn_whatever_the_settings_say(
+    tmp_path, cifar, monkeypatch
+):
+    """Every setting is changed after the cells that made the recipes; then the cells that train and judge are run."""
+    changes = {"DATA": "official", "TRAIN": "yes", "MEASURE": "yes", "STEPS": 3, "NEON_STEPS": 1, "NEON_SAMPLES": 16,
+               "BATCH": 16, "SAMPLES": 10, "SAMPLER_STEPS": 3, "HELD_OUT": 60, "WIDTHS": (8, 8, 8),
+               "RUNS": str(tmp_path)}  # fmt: skip
+    cells = code(NOTEBOOKS[1])
+    at, trains, loads, samples, judges = (
+        next(i for i, cell in enumerate(cells) if start in cell["source"])
+        for start in (
+            "neon = {",
+            "base, log, certificate =",
+            "(measuring and folder",
+            "sampling = {",
+            "studies.fid_of(",
+        )
+    )
+    kernel = run(NOTEBOOKS[1], cells[: at + 1], **changes)
+    recipe, neon, drawn = dict(kernel["recipe"]), dict(kernel["neon"]), []
+    sample = diffusion.sample
+    monkeypatch.setattr(diffusion, "sample", lambda *of, **how: drawn.append((of[1], how)) or sample(*of, **how))
+    fixed = {"SAMPLES": 10, "SAMPLE_SEEDS": [1, 2], "NEON_WEIGHT": 0.5, "STEPS": 3}
+    kernel |= others(NOTEBOOKS[1]) | fixed
+    exec(cells[trains]["source"], kernel)
+    said = results.load_card("diffusion", tmp_path)
+    assert said["settings"] == json.loads(json.dumps(recipe | {"neon": neon | {"after": recipe, "weight": 0.5}}))
+    assert said["steps"] == 3
+    labels, how = drawn[0]
+    assert (len(labels), len(how["sigmas"]) - 1, how["seed"]) == (
+        neon["samples"],
+        neon["sampler_steps"],
+        recipe["seed"] + 4,
+    )
+    kernel |= {"SAMPLER_STEPS": 4, "GUIDANCE": 1.5}
+    exec(cells[loads]["source"], kernel)
+    exec(cells[samples]["source"], kernel)
+    drawn.clear()
+    kernel |= {"SAMPLER_STEPS": 6, "GUIDANCE": 3.0, "GUIDANCE_INTERVAL": (0.0, 1.0)}
+    exec(cells[judges]["source"], kernel)
+    metrics = results.load_card("diffusion", tmp_path)["metrics"]
+    assert {(len(how["sigmas"]) - 1, how["guidance"], how["interval"]) for _, how in drawn} == {(4, 1.5, (0.1, 9.0))}
+    assert metrics["sampler"] == "DPM-Solver++, 4 steps, guidance 1.5 for σ in (0.1, 9.0)"
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+def test_page_1_records_the_settings_that_each_net_was_trained_by(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = code(NOTEBOOKS[0])
+    trains, keeps = (
+        next(i for i, c in enumerate(cells) if s in c["source"]) for s in ("trained = {}", "classifier_card(")
+    )
+    kernel = definitions(NOTEBOOKS[0], "recipe = ", "def loss_and_accuracy(", "def train(", DATA="demo", TRAIN="yes",
+                         RUNS=str(tmp_path), STEPS=2, SEEDS=[5])  # fmt: skip
+    exec(cells[trains]["source"], kernel)
+    (net, history, certificate), *_ = kernel["trained"]["digit-sum net"]
+    asked = kernel["recipe"] | kernel["small"] | {"seed": 5}
+    kernel |= others(NOTEBOOKS[0])
+    exec(next(cell["source"] for cell in cells if "recipe = " in cell["source"]), kernel)
+    few = lambda root, split, source: tuple(of[:70] for of in addnist(root, "test", source))  # noqa: E731
+    addnist = data.addnist
+    monkeypatch.setattr(data, "addnist", few)
+    monkeypatch.setattr(data, "ADDNIST", {"demo": "printed digits"})
+    kernel |= {"demo": False, "VIEWS": 1}
+    exec(cells[keeps]["source"], kernel)
+    card = results.load_card("classifier_best", tmp_path)
+    assert card["settings"] == json.loads(json.dumps(asked))
+    assert ([row["seed"] for row in card["seeds"]], card["data"]) == ([5], "printed digits")

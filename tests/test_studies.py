@@ -107,8 +107,14 @@ def test_a_card_is_judged_by_the_sets_that_it_names(monkeypatch):
     monkeypatch.setattr(data, "addnist", lambda root, split, source: (torch.zeros(1) + len(split), torch.zeros(1)))
     monkeypatch.setattr(studies, "accuracies", lambda *run, **how: (run, how))
     logs = [{"loss": torch.ones(4), "seconds": torch.ones(4)}] * 2
-    finished = [("a", logs[0], {"parameters": 1}), ("b", logs[1], {"parameters": 2})]
-    card = studies.classifier_card(finished, [4, 5], "root", "rebuilt", 3, {"degrees": 1.0})
+    made = {"data": "rebuilt", "jitter": {"degrees": 4.0}}
+    finished = [
+        ("a", logs[0], {"parameters": 1, "settings": made | {"seed": 4}}),
+        ("b", logs[1], {"parameters": 2, "settings": made | {"seed": 5}}),
+    ]
+    card = studies.classifier_card(finished, "root", 3, 0.25)
+    assert (card["data"], card["view_jitter"]) == ("AddNIST rebuilt from MNIST", 0.25)
+    assert card["settings"] == made | {"seed": 4}  # those that it was trained by
     assert [run[::2] for run, _ in card["seeds"]] == [("a", 4), ("b", 5)]
     how = card["seeds"][0][1]
     assert (float(how["unseen"][0]), float(how["test"][0])) == (6, 4)  # the lengths of their names
@@ -148,10 +154,12 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
     assert [(seed, how) for _, _, seed, how in drawn] == [(1, sampling), (2, sampling)]
     assert studies.fid_of(None, None, torch.zeros(9), sampling, count, [1, 2], found, CPU) == found  # known
     default = {"steps": 6, "guidance": 2.0, "interval": [0.3, 6.0], "neon": 1.0}
-    held_out, judged = torch.zeros(3 * count), []
-    features = lambda x: judged.append(len(x)) or x  # noqa: E731
-    swept = studies.sweep({1.0: "with", 0.0: "without"}, draw, features, held_out, default, 3, count)
-    assert judged[0] == swept["images"] == 2 * count
+    train, judged = torch.arange(5 * count), []
+    monkeypatch.setattr(data, "cifar100", lambda root, split: {("there", "train"): (train, None)}[root, split])
+    features = lambda x: judged.append(x) or x  # noqa: E731
+    swept = studies.sweep({1.0: "with", 0.0: "without"}, draw, features, "there", 3 * count, default, 3, count)
+    assert torch.equal(judged[0], train[2 * count : 4 * count])  # of those held out
+    assert swept["images"] == 2 * count
     rows = [{key: row[key] for key in default} for row in swept["rows"]]
     assert rows[0] == default
     assert rows[-1] == default | {"neon": 0.0}
@@ -175,8 +183,9 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
 def test_a_net_that_cannot_be_guided_is_swept_by_steps_alone(monkeypatch):
     monkeypatch.setattr(fid, "judge", lambda found, real: {"fid": 1.0})
     default = {"steps": 20, "guidance": 1.0, "interval": [0.0, 6.0], "neon": 0.0}
+    monkeypatch.setattr(data, "cifar100", lambda root, split: (torch.zeros(9), None))
     nets, draw = {0.0: None}, lambda net, labels, **how: labels
-    swept = studies.sweep(nets, draw, lambda x: x, torch.zeros(9), default, 0, 4)
+    swept = studies.sweep(nets, draw, lambda x: x, "", 8, default, 0, 4)
     assert [row["steps"] for row in swept["rows"]] == [20, 10, 14, 30]
 
 
