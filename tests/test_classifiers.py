@@ -167,11 +167,13 @@ def test_predictions_are_those_of_the_net_image_by_image():
 def test_predictions_over_several_views_are_the_mean_over_jittered_ones():
     torch.manual_seed(0)
     images, net = data.addnist("", "train", "demo")[0][:5], DigitSumClassifier().eval()
+    net.reader[-1].weight.data *= 5_000  # so sure that a mean of probabilities would be another
     found = classifiers.predict(net, images, views=3, jitter={"shift": 3.0})
     batches.seed_step(0, 0)
     with torch.no_grad():
         views = [net(augmentation.jitter(batches.normalise(images), shift=3.0)) for _ in range(3)]
     torch.testing.assert_close(found, torch.stack(views).mean(dim=0), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found, torch.stack(views).exp().mean(dim=0).log(), atol=0.1)
     assert not torch.allclose(views[0], views[1], atol=1e-3)
     torch.manual_seed(1)
     assert torch.equal(found, classifiers.predict(net, images, views=3, jitter={"shift": 3.0}))

@@ -82,6 +82,9 @@ def test_every_triple_of_a_class_is_equally_likely():
 def test_digits_are_what_addnist_adds_up(demo):
     """Every channel of every test image is one of the test digits, and the digits' labels add up to the label + 1."""
     images, labels = data.digits("", "test", "demo")
+    train = {digit.tobytes() for digit in data.digits("", "train", "demo")[0].numpy()}
+    assert (len(images), len(train)) == (500, 2_000)
+    assert not [digit for digit in images.numpy() if digit.tobytes() in train]  # nobody is tested on what he learnt
     names = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     x, y = demo["test"]
     sums = [sum(names[channel.numpy().tobytes()] for channel in image) for image in x]
@@ -171,23 +174,23 @@ def test_official_zip_is_unpacked_by_name_and_only_inside_the_folder(tmp_path, o
 
 
 def test_unseen_images_hold_no_digit_of_the_others(tmp_path, official, monkeypatch):
-    """Of a pool with all the digits of train and valid and twenty others: only these, evenly; sums by their labels."""
+    """Of a pool with all the digits of train and valid and 200 others: only these, evenly; sums by their labels."""
     for name, content in official.items():
         (tmp_path / "AddNIST").mkdir(exist_ok=True)
         (tmp_path / "AddNIST" / f"{name}.npy").write_bytes(content)
     known = torch.cat([data.addnist(tmp_path, split)[0].flatten(0, 1) for split in ("train", "valid")])  # 24
-    fresh = torch.arange(20, dtype=torch.uint8)[:, None, None].expand(20, 28, 28)  # an image of its number
-    pool = torch.cat([fresh, known]), torch.arange(44) % 10
+    fresh = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 28, 28)  # an image of its number
+    pool = torch.cat([fresh, known.repeat(10, 1, 1)]), torch.arange(440) % 10
     monkeypatch.setattr(data, "digits", lambda root, split, source: pool if (root, split) == (tmp_path, "train") else 0)
     images, labels = data.addnist(tmp_path, "unseen")
     assert (images == images[:, :, :1, :1]).all()
     counts = images[:, :, 0, 0].flatten().bincount()
-    assert len(counts) == 20
+    assert len(counts) == 200
     assert counts.max() <= 5
     assert (counts > 0).all()
     assert torch.equal((images[:, :, 0, 0] % 10).long().sum(dim=1) - 1, labels)
-    assert set(labels.tolist()) <= set(range(20))
-    monkeypatch.setattr(data, "digits", lambda *_: (fresh, torch.arange(20) % 10))
+    assert (int(labels.min()), int(labels.max())) == (1, 19)  # sums of 2 and of 20; the only way to 1 did not come
+    monkeypatch.setattr(data, "digits", lambda *_: (fresh, torch.arange(200) % 10))
     with pytest.raises(files.DataError, match="not those of AddNIST's images"):
         data.addnist(tmp_path, "unseen")
 
@@ -322,3 +325,13 @@ def test_digits_that_are_nobodys_have_no_names():
     assert data.digit_names(images, pool).tolist() == [[4, 0, 9], [9, 9, 4]]
     with pytest.raises(data.DataError, match="not made of MNIST's digits"):
         data.digit_names(images + 5, pool)
+
+
+def test_official_values_a_little_beyond_black_and_white_are_black_and_white(tmp_path, official, monkeypatch):
+    """Rounded in float32 they may be; as bytes, 256 would be 0 and -1 would be 255."""
+    values = np.zeros((1, 3, 28, 28), dtype=np.float32)
+    values[0, :, 0, :4] = -0.01, 0.0, 1.0, 1.01
+    official |= {"test_x": _npy((values - batches.MEAN) / batches.STD), "test_y": _npy(np.array([3]))}
+    monkeypatch.setattr(data, "ADDNIST_SHA256", {n: hashlib.sha256(b).hexdigest() for n, b in official.items()})
+    _zip(tmp_path / "AddNIST" / "addnist.zip", {f"{n}.npy": c for n, c in official.items()})
+    assert data.addnist(tmp_path, "test")[0][0, :, 0, :4].tolist() == [[0, 0, 255, 255]] * 3

@@ -547,3 +547,13 @@ def test_what_would_be_misread_is_refused_in_words_and_what_is_plain_is_taken():
     assert diffusion.evaluations(sigmas=[3.0, 1.0, 0.0]) == 2
     plain = diffusion.sample(denoiser, [1, 2], noise=diffusion.starting_noise(2, 0).numpy(), sigmas=fall.tolist())
     assert torch.equal(plain, diffusion.sample(denoiser, torch.tensor([1, 2]), seed=0, sigmas=fall))
+
+
+def test_the_null_label_draws_what_the_network_says_of_no_class(denoiser):
+    """The label after the last class, which guidance compares with."""
+    images = diffusion.sample(denoiser, torch.tensor([5, 4]), sigmas=SHORT, seed=2)
+    embedded = diffusion.sample(denoiser, denoiser.net.class_embedding.weight[[5, 4]], sigmas=SHORT, seed=2)
+    assert torch.equal(images, embedded)
+    for beyond in (6, -1):
+        with pytest.raises(ValueError, match="labels must be in 0…4"):
+            diffusion.sample(denoiser, torch.tensor([beyond]), sigmas=SHORT)

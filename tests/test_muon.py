@@ -146,3 +146,31 @@ def test_a_closure_computes_the_loss_and_the_gradients_first():
     assert optimizer.step(closure).item() == pytest.approx(expected)
     assert torch.equal(net.weight, other.weight)
     assert plain.step() is None
+
+
+@pytest.mark.parametrize(("rows", "columns", "by_muon"), [(8, 20, False), (20, 8, False), (9, 20, True), (20, 9, True)])
+def test_matrices_of_more_than_eight_rows_and_columns_move_orthogonally_and_smaller_ones_as_adam_says(
+    rows, columns, by_muon
+):
+    layer = nn.Linear(columns, rows, bias=False)
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    muon.Muon(layer, 0.01).step()
+    moved = (before - layer.weight.detach()) / 0.01
+    if by_muon:
+        values = torch.linalg.svdvals(moved) / (0.2 * max(rows, columns) ** 0.5)
+        assert 0.6 < float(values.min()) < float(values.max()) < 1.3
+    else:
+        torch.testing.assert_close(moved, layer.weight.grad.sign(), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_near_nothing_move_a_bias_by_less_than_the_rate():
+    """Adam's epsilon, 1e-8 as in torch's own, is what keeps noise of the last digit from moving weights."""
+    for size in (1e-9, 1e-8, 1e-7):
+        ours, theirs = nn.Linear(1, 1), nn.Linear(1, 1)
+        theirs.load_state_dict(ours.state_dict())
+        optimizers = muon.Muon(ours, 0.1), torch.optim.Adam(theirs.parameters(), 0.1, betas=(0.9, 0.99))
+        for net, optimizer in zip((ours, theirs), optimizers, strict=True):
+            net.bias.grad = torch.full((1,), size)
+            optimizer.step()
+        torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-5, atol=1e-6)

@@ -306,7 +306,7 @@ def test_the_same_weights_are_the_same_however_they_lie_in_memory(tmp_path):
 
 def test_what_is_not_finite_is_null_in_a_card_which_stays_json(tmp_path):
     card = {
-        "std": torch.tensor([1.0]).std(),
+        "std": torch.tensor(math.nan),
         "row": [math.nan, {"x": np.float64("inf")}],
         "array": np.array([1.5, np.nan]),
     }

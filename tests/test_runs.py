@@ -366,10 +366,12 @@ def test_a_folder_one_may_not_write_to_is_named_before_training_begins(tmp_path,
 def test_two_processes_cannot_train_into_one_file(tmp_path):
     first, later = _run(tmp_path), _run(tmp_path)
     with first:
+        held = first.lock  # so that no garbage collector frees it
         with pytest.raises(TrainingError, match="being trained by another notebook"), later:
             pass
         with _run(tmp_path, {"a": 2}):
             pass  # another run in the same folder is welcome
+    assert not held.is_locked
     with later:  # free again, though `first` still lives
         assert later.lock.is_locked
         assert first.lock is None
@@ -405,3 +407,11 @@ def test_a_run_of_a_compiled_net_goes_on_with_the_plain_one_and_the_other_way_ro
                 run.log(loss=0.0)
                 if step == until:
                     break
+
+
+def test_a_run_that_cannot_resume_frees_its_file_at_once(tmp_path, monkeypatch):
+    run, taken = _run(tmp_path), []
+    monkeypatch.setattr(Run, "_resume", lambda self: taken.append(self.lock) or 1 / 0)
+    with pytest.raises(ZeroDivisionError), run:
+        pass
+    assert not taken[0].is_locked

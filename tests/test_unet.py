@@ -172,3 +172,35 @@ def test_a_denoiser_is_built_as_its_settings_say(name):
     assert denoiser.net.stem.weight.is_contiguous(memory_format=torch.channels_last)
     assert denoiser(*unet.PROBE).shape == (1, 3, 32, 32)
     assert next(unet.build_denoiser(settings, "meta").parameters()).device.type == "meta"
+
+
+def test_attention_is_torchs_own_multi_head_attention():
+    """Scale, order of the heads, and where queries, keys and values lie."""
+    attention = _shaken(unet.Attention(16, heads=4))
+    reference = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    reference.in_proj_weight.data = attention.qkv.weight.data.flatten(1)
+    reference.in_proj_bias.data = attention.qkv.bias.data
+    reference.out_proj.weight.data = attention.project.weight.data.flatten(1)
+    reference.out_proj.bias.data = attention.project.bias.data
+    x = torch.randn(2, 16, 4, 5)
+    tokens = attention.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+    found = reference(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).view_as(x)
+    torch.testing.assert_close(attention(x), x + found, rtol=1e-4, atol=1e-5)
+
+
+def test_what_enters_the_modulation_and_the_head_has_gone_through_silu():
+    net, seen = _shaken(unet.UNet((8, 16), classes=5)), {}
+    for name in ("noise_embedding", "modulation.0", "modulation.1", "norm", "head"):
+        part = net.get_submodule(name)
+        part.register_forward_hook(lambda _, given, out, name=name: seen.update({name: (given[0], out)}))
+    x, noise, labels = torch.randn(3, 3, 8, 8), torch.tensor([-1.0, 0.3, 1.2]), torch.tensor([0, 4, 5])
+    net(x, noise, labels)
+    embedding = seen["noise_embedding"][1] + net.class_embedding.weight[labels]
+    for level in range(2):
+        torch.testing.assert_close(seen[f"modulation.{level}"][0], embedding * embedding.sigmoid())
+    normed = seen["norm"][1]
+    torch.testing.assert_close(seen["head"][0], normed * normed.sigmoid())
+    angles = noise[:, None] * torch.pi * 2 ** torch.linspace(-2, 4, 32)
+    torch.testing.assert_close(
+        seen["noise_embedding"][0], torch.cat([angles.sin(), angles.cos()], 1), atol=1e-4, rtol=1e-4
+    )
