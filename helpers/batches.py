@@ -1,5 +1,6 @@
 """What happens to data on its way into a step: which images it is, and bytes to floats and back."""
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,7 +13,7 @@ MEAN, STD = 0.1307, 0.3081  # MNIST's, with which the official AddNIST files are
 
 def generator(seed: int, index: int) -> torch.Generator:
     """Random numbers that are a function of (seed, index) alone, the same on every device: they are the CPU's."""
-    return torch.Generator().manual_seed((int(seed) * 1_000_003 + int(index)) % 2**63)
+    return torch.Generator().manual_seed((operator.index(seed) * 1_000_003 + operator.index(index)) % 2**63)
 
 
 def seed_step(seed: int, step: int) -> None:

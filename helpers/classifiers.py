@@ -38,7 +38,7 @@ class PaperClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _check(x)
-        return self.linear(self.convolutions(x.to(self.linear[1].weight.dtype)))
+        return self.linear(self.convolutions(x.to(next(self.parameters()).dtype)))
 
 
 class DigitSumClassifier(nn.Module):
@@ -70,7 +70,7 @@ class DigitSumClassifier(nn.Module):
     def digit_log_probabilities(self, x: Tensor) -> Tensor:
         """x as in forward -> what each channel's digit is, log-probabilities (B, 3, 10), float32."""
         _check(x)
-        logits = self.reader(x.reshape(-1, 1, 28, 28).to(self.reader[-1].weight.dtype))  # (3B, 10)
+        logits = self.reader(x.reshape(-1, 1, 28, 28).to(next(self.parameters()).dtype))  # (3B, 10)
         return F.log_softmax(logits.float(), dim=1).view(-1, 3, 10)
 
     def forward(self, x: Tensor) -> Tensor:

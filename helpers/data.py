@@ -94,7 +94,8 @@ def digits(root: str | Path, split: str, source: str = "official") -> tuple[Tens
         return _travelling("mnist_test")
     from torchvision.datasets import MNIST
 
-    with clear_errors("MNIST", "put its four files into DATA_ROOT/MNIST/raw, or set DATA = 'demo'"):
+    hint = "put its four files into DATA_ROOT/MNIST/raw (delete half a file that a kill left), or set DATA = 'demo'"
+    with clear_errors("MNIST", hint):
         mnist = MNIST(str(root), train=True, download=True)
     return mnist.data, mnist.targets
 

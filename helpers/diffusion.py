@@ -6,6 +6,7 @@ one process, with σ_t = √((1 - ᾱ_t) / ᾱ_t). So the paper recipe and ours 
 """
 
 import math
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -20,24 +21,24 @@ from helpers.batches import to_float, to_uint8
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
 
 
-def ddpm_schedule(steps: int = 1000) -> Tensor:
-    """The noise levels DDPM trains at: σ_t for t = 0 … steps - 1, float64, increasing, from linear β in 1e-4 … 0.02.
+def ddpm_schedule() -> Tensor:
+    """The noise levels DDPM trains at: σ_t for t = 0 … 999, float64, increasing, from linear β in 1e-4 … 0.02.
 
     Source: Ho et al. 2020, section 4. σ_t² = (1 - ᾱ_t) / ᾱ_t.
     """
-    alphas_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, steps, dtype=torch.float64), dim=0)
+    alphas_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)
     return ((1 - alphas_bar) / alphas_bar).sqrt()
 
 
-def ddpm_sigmas(steps: int = 1000, train_steps: int = 1000) -> Tensor:
-    """Noise levels a DDPM or DDIM sampler visits: steps + 1 values, steps in 7…train_steps, float64, decreasing to 0.
+def ddpm_sigmas(steps: int = 1000) -> Tensor:
+    """Noise levels a DDPM or DDIM sampler visits: steps + 1 values, steps in 7…1000, float64, decreasing to 0.
 
-    Level ⌊i · train_steps / steps⌋ for i = 0 … steps - 1: "leading" spacing, whether or not steps divides train_steps.
+    Level ⌊i · 1000 / steps⌋ for i = 0 … steps - 1: "leading" spacing, whether or not steps divides 1000.
     With fewer than 7 the first is below σ = 40, where an image still shows in the noise: samples would all be greyish.
     """
-    if not 7 <= steps <= train_steps:
-        raise ValueError(f"steps must be in 7…{train_steps} (fewer begin at too low a noise level), got {steps}")
-    levels = ddpm_schedule(train_steps)[torch.arange(steps) * train_steps // steps]
+    if not 7 <= steps <= 1000:
+        raise ValueError(f"steps must be in 7…1000 (fewer begin at too low a noise level), got {steps}")
+    levels = ddpm_schedule()[torch.arange(steps) * 1000 // steps]
     return torch.cat([levels.flip(0), torch.zeros(1, dtype=torch.float64)])
 
 
@@ -211,6 +212,9 @@ def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise =
         yield x, estimate
 
 
+SOLVERS = {"DPM-Solver++": dpm_solver_steps, "Heun": heun_steps, "DDIM": ddim_steps, "DDPM": ddpm_steps}  # in cards
+
+
 def starting_noise(count: int, seed: int, size: int = 32) -> Tensor:
     """Standard normal noise float32 (count, 3, size, size) on the CPU; row i depends on (seed, i, size) only.
 
@@ -243,7 +247,7 @@ def checked_sigmas(sigmas: Tensor | None) -> Tensor:
 def _stream(purpose: str, seed: int, index: int) -> np.random.Generator:
     """Random numbers of their own for each (purpose, seed, index); torch's generator on a CPU has 32 bits of seed."""
     key = int.from_bytes(purpose.encode(), "big"), index
-    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=key))
+    return np.random.default_rng(np.random.SeedSequence(operator.index(seed), spawn_key=key))
 
 
 def _normal(stream: np.random.Generator, shape: tuple[int, ...]) -> Tensor:

@@ -86,8 +86,9 @@ def features(
     down, across = (resize_matrix(size).to(device) for size in images.shape[2:])
     out = []
     for rows in images.split(batch_size):
-        large = (down @ rows.to(device).float() @ across.T).clamp(0, 255)  # (B, 3, 299, 299)
-        out.append(network(large.contiguous(memory_format=torch.channels_last)).float().cpu())
+        with torch.autocast(torch.device(device).type, enabled=False):  # in half precision they are other features
+            large = (down @ rows.to(device).float() @ across.T).clamp(0, 255)  # (B, 3, 299, 299)
+            out.append(network(large.contiguous(memory_format=torch.channels_last)).float().cpu())
         if progress:
             progress(sum(map(len, out)), len(images))
     return torch.cat(out)
@@ -142,7 +143,7 @@ def precision_recall(samples: Tensor, real: Tensor, neighbours: int = 3) -> tupl
     Kynkäänniemi et al. 2019 (there with features of VGG-16, so compare with figures of the same features only).
     """
     a, b = _checked(samples, real)
-    a, b = ((x - b.mean(0)).float() for x in (a, b))  # far from 0, float32 could not tell distances apart
+    a, b = (x - b.mean(0) for x in (a, b))  # far from 0, distances by products would be rounded away
     if min(len(a), len(b)) <= neighbours:
         raise ValueError(f"expected more than {neighbours} rows each, got {len(a)} and {len(b)}")
 

@@ -18,8 +18,8 @@ from torchvision.utils import make_grid
 INK, BLUE, ORANGE, GREY = "#222222", "#3465a4", "#d9730d", "#9a9a9a"
 OURS = {"figure.dpi": 110, "font.size": 9, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "savefig.facecolor": "auto"}  # fmt: skip
-LOOKS = ("axes", "figure", "font", "grid", "hatch", "image", "legend", "lines", "mathtext", "patch", "path", "scatter",
-         "text", "xtick", "ytick")  # fmt: skip
+LOOKS = ("_internal", "axes", "figure", "font", "grid", "hatch", "image", "legend", "lines", "markers", "mathtext",
+         "patch", "path", "scatter", "text", "xaxis", "xtick", "yaxis", "ytick")  # fmt: skip
 # A decorator for every function that makes a figure: inside it, figures look as matplotlib's defaults and we say, not
 # as the user has set; afterwards the user's settings are as they were.
 in_our_look = rc_context({key: rcParamsDefault[key] for key in rcParamsDefault if key.split(".")[0] in LOOKS} | OURS)
@@ -66,7 +66,8 @@ def literal(text: str) -> str:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, for an image widget."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
+    ours = {"dpi": figure.dpi, "pad_inches": 0.1, "transparent": False}  # whatever is set for a user's own files
+    figure.savefig(buffer, format="png", bbox_inches="tight", **ours)
     return buffer.getvalue()
 
 
@@ -79,7 +80,8 @@ def colours(count: int) -> list:
 def table(columns: list[str], rows: list[list]) -> Markdown:
     """A table with a heading for each column; the first column reads from the left, the others are figures."""
     rules = ["---", *["---:"] * (len(columns) - 1)]
-    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in (columns, rules, *rows))
+    signs = str.maketrans({"|": "\\|", "$": "\\$", "\n": " "})  # which would mean something there
+    cells = ([str(cell).translate(signs) for cell in row] for row in (columns, rules, *rows))
     return Markdown("\n".join(f"| {' | '.join(row)} |" for row in cells))
 
 
@@ -132,6 +134,7 @@ def image_grid(
     images = torch.as_tensor(images)
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected images uint8 (N, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    captions, column_titles, row_titles = ([*map(str, of)] for of in (captions, column_titles, row_titles))
     rows, above, beside = max(1, -(-len(images) // columns)), bool(title or column_titles), bool(row_titles)
     inch = inch or min(1.0, (8.2 - 1.2 * beside) / columns)
     size = columns * inch + 1.2 * beside, rows * (inch + (0.36 if captions else 0.03)) + 0.45 * above
@@ -142,11 +145,17 @@ def image_grid(
         axis.spines[:].set_visible(False)
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-    _label(axes, [textwrap.fill(text, int(14 * inch)) for text in captions[: len(images)]], column_titles, row_titles)
+    _label(
+        axes,
+        [textwrap.fill(text, max(1, int(14 * inch))) for text in captions[: len(images)]],
+        column_titles,
+        row_titles,
+    )
     if title:
         figure.suptitle(literal(title), x=0.01, ha="left", fontsize=11)
-    named = (f"{name}: {', '.join(of)}" for name, of in (("rows", row_titles), ("columns", column_titles)) if of)
-    figure.alt = said(title, f"{len(images)} images in {rows} rows of {columns}", *named, ", ".join(captions))
+    names = ("rows: ", row_titles), ("columns: ", column_titles), ("", captions)
+    named = (name + ", ".join(of) for name, of in names if of)
+    figure.alt = said(title, f"{len(images)} images in {rows} rows of {columns}", *named)
     return figure
 
 
@@ -201,7 +210,10 @@ def training_curves(nets: dict[str, dict], *, window: int = 200, title: str = ""
     for axis, quantity in zip(axes[0], quantities, strict=True):
         settled = []
         for (name, net), colour in zip(nets.items(), colours(len(nets)), strict=True):
-            runs = torch.atleast_2d(torch.as_tensor(net.get(quantity, [])).detach().cpu().float())
+            values = net.get(quantity, [])
+            if not isinstance(values, Tensor):  # a card's, with null in place of NaN
+                values = torch.from_numpy(np.array(values, dtype=np.float32))
+            runs = torch.atleast_2d(values.detach().cpu().float())
             for i, values in enumerate(runs):
                 _curve(axis, values, net.get("every", 1), window, color=colour, label=None if i else literal(name))
                 settled.append(values[len(values) // 50 :])

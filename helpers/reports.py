@@ -181,7 +181,7 @@ def sweep_table(card: dict) -> Markdown:
         less = ["0" if row is ours else f"{row[key] - ours[key]:{form}}" for key, form in forms.items()]
         cells.append([("ours: " if row is ours else "") + ", ".join(changed), row["evaluations"], *less])
     heads = [f"{card['samples']:,} samples, {card['images']:,} held-out images", "evaluations"]
-    return plots.table([*heads, "FID", "KID · 10³", "precision", "recall"], cells)
+    return plots.table([*heads, "Δ FID", "Δ KID · 10³", "Δ precision", "Δ recall"], cells)
 
 
 def speed_table() -> Markdown:
@@ -225,6 +225,14 @@ def nearest_photographs(samples: Tensor, root: str | Path | None, device: torch.
     nearest = images[fid.nearest(samples.to(device), images, 3)].cpu()  # (N, 3, 3, 32, 32)
     page = torch.cat([samples[:, None], nearest], dim=1).transpose(0, 1).flatten(0, 1)
     return plots.image_grid(page, len(samples), row_titles=["sample", "nearest", "second", "third"])
+
+
+def round_trip(figures: dict) -> str:
+    """One line on images that went up to their noise and down again, from what `walks.there_and_back` measures."""
+    return (
+        "{n} test images, there and back: PSNR {psnr:.1f} ± {psnr_std_over_images:.1f} dB (± over images), "
+        "{denoiser_evaluations_there_and_back} evaluations"
+    ).format(**figures)
 
 
 def growth_curves(found: dict, names: Sequence[str]) -> Picture:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.files import DataError, load_tensors, verified, write_atomically
+from helpers.training import uncompiled
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what the bundle ships
 
@@ -47,12 +48,12 @@ def whose(folder: str | Path) -> str:
     return "The shipped weights" if Path(folder) == WEIGHTS else f"Your own weights, in {folder}"
 
 
-def _finite(value):
+def _plain(value):
     """What JSON can hold in place of what it cannot: lists for tensors, their numbers of five digits, null for NaN."""
     if isinstance(value, dict):
-        return {key: _finite(of) for key, of in value.items()}
+        return {key.item() if isinstance(key, np.generic) else key: _plain(of) for key, of in value.items()}
     if isinstance(value, list | tuple) or (isinstance(value, Tensor | np.ndarray) and value.ndim):
-        return [_finite(of) for of in value]
+        return [_plain(of) for of in value]
     number = value.item() if isinstance(value, Tensor | np.generic | np.ndarray) else value
     if not isinstance(number, float):
         return number
@@ -66,7 +67,7 @@ def save_card(name: str, card: dict, folder: str | Path) -> dict:
 
     Returns it as it will be read.
     """
-    text = json.dumps(_finite({"name": name, **card}), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(_plain({**card, "name": name}), indent=1, allow_nan=False, default=str) + "\n"
     write_atomically(Path(folder) / f"{name}.json", text.encode())
     return json.loads(text)
 
@@ -85,16 +86,10 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
     return card
 
 
-def _plain_name(key: str) -> str:
-    """A weight's name without what `torch.compile` puts into it."""
-    return key.replace("_orig_mod.", "")
-
-
 def _serialised(module: nn.Module) -> bytes:
     """The same bytes for the same weights, whether the module is compiled or not and however they lie in memory."""
-    buffer, state = io.BytesIO(), module.state_dict()
-    whole = {key: of.detach().cpu().clone(memory_format=torch.contiguous_format) for key, of in state.items()}
-    torch.save({_plain_name(key): of for key, of in whole.items()}, buffer)
+    buffer, state = io.BytesIO(), uncompiled(module).state_dict()
+    torch.save({key: of.cpu().clone(memory_format=torch.contiguous_format) for key, of in state.items()}, buffer)
     return buffer.getvalue()
 
 
@@ -128,15 +123,22 @@ def save_weights(
     card = {**card, "sha256": hashlib.sha256(data).hexdigest()}
     if example:
         card["answer"] = _answer(module, example)
-    before = {}
-    with suppress(DataError):  # there is none, or it is damaged: this one takes its place
+    with suppress(DataError):  # there are none, or they are damaged: these take their place
         before = load_card(name, folder)
-    if before and before.get("sha256") != card["sha256"]:
-        _keep(name, Path(folder))
-    # Weights, card, and only then the weights in their place: killed in between, `load_weights` puts them there.
+        if before.get("sha256") == card["sha256"]:
+            card = before | card
+        else:
+            _save_pair(f"{name}-before", _weights(name, folder, before.get("sha256", "")), before, folder)
+            print(f"{name}: the weights of an earlier run are kept as {name}-before.pt and .json.")
+    return _save_pair(name, data, card, folder)
+
+
+def _save_pair(name: str, data: bytes, card: dict, folder: str | Path) -> dict:
+    """Weights, card, and only then the weights in their place: killed in between, `_weights` puts them there."""
     write_atomically(_arriving(name, folder), data)
-    card = save_card(name, before | card if before.get("sha256") == card["sha256"] else card, folder)
-    _arriving(name, folder).replace(Path(folder) / f"{name}.pt")
+    card = save_card(name, card, folder)
+    with suppress(FileNotFoundError):  # another page has just loaded them
+        _arriving(name, folder).replace(Path(folder) / f"{name}.pt")
     return card
 
 
@@ -153,14 +155,6 @@ def _weights(name: str, folder: str | Path, sha256: str) -> bytes:
     return verified(path.read_bytes() if path.exists() else b"", sha256, path.name, advice)
 
 
-def _keep(name: str, folder: Path) -> None:
-    """Other weights of this name, which a new run would overwrite, as NAME-before.pt and .json."""
-    for path in (folder / f"{name}.pt", folder / f"{name}.json"):
-        if path.exists():
-            write_atomically(path.with_name(f"{name}-before{path.suffix}"), path.read_bytes())
-    print(f"{name}: the weights of an earlier run are kept as {name}-before.pt and .json.")
-
-
 def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, example: tuple[Tensor, ...] = ()) -> dict:
     """Fill a module with the trained weights folder/name.pt, put it into eval mode, and return their card.
 
@@ -170,11 +164,11 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, exa
     card = load_card(name, folder)
     path = Path(folder) / f"{name}.pt"
     state = load_tensors(_weights(name, folder, card.get("sha256", "")), path.name)
-    names = {_plain_name(key): key for key in module.state_dict()}
-    state = {names.get(key, key): of for key, of in state.items()}
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise DataError(f"the module for {path.name} holds no memory yet: call module.to_empty(device=…) first.")
     try:
-        copy.deepcopy(module).load_state_dict(state)  # refused before anything changes
-        module.load_state_dict(state)
+        copy.deepcopy(uncompiled(module)).load_state_dict(state)  # refused before anything changes
+        uncompiled(module).load_state_dict(state)
     except RuntimeError as error:
         where = f"{path.name} and its .json in {path.parent.name}/"
         raise DataError(f"{where} are of another architecture or an older version: move both away.") from error
@@ -211,7 +205,7 @@ def measured(
         about = {"weights_sha256": of, "settings": settings}
         return save_card(name, about | measure() | environment(device), runs)
     card = load_card(name, newest(runs, name))
-    here, there = json.loads(json.dumps(settings or {})), card.get("settings") or {}
+    here, there = json.loads(json.dumps(_plain(settings or {}), default=str)), card.get("settings") or {}
     others = ["weights"] if card.get("weights_sha256") != of else [key for key in here if there.get(key) != here[key]]
     if others:
         print(f"{name}: measured with other {', '.join(others)}, {card['date']}. Set MEASURE to 'yes' for these.")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.batches import seed_step
 from helpers.files import load_tensors, plain, verified, write_atomically
 from helpers.results import environment
-from helpers.training import lr_factor, set_lr
+from helpers.training import lr_factor, set_lr, uncompiled
 
 try:
     import fcntl
@@ -70,7 +70,7 @@ class Run:
         self.text = json.dumps(plain(settings), sort_keys=True)  # as the file holds them
         self.path = Path(folder) / f"{name}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}.ckpt"
         self.about, self.made = about or {}, {}  # the environment that made the file, for the result card
-        self.parts = {name: getattr(part, "_orig_mod", part) for name, part in parts.items()}  # not compiled
+        self.parts = {name: uncompiled(of) if isinstance(of, nn.Module) else of for name, of in parts.items()}
         self.device = next(parts["net"].parameters()).device
         self.lock, self.logged = None, False  # held inside the `with`; whether this step's loss was logged
         self.done, self.saved, self.history = 0, 0, {}
@@ -85,8 +85,12 @@ class Run:
         return self
 
     def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
-        self.lock.release()
-        self.lock = None
+        try:
+            if error is None and self.done > self.saved:  # left before its last step
+                self._save()
+        finally:
+            self.lock.release()
+            self.lock = None
         if isinstance(error, KeyboardInterrupt):
             nothing = "Nothing of it was saved yet (what was finished before is)"
             holds = f"{self.path} holds the run up to step {self.saved:,}" if self.saved else nothing
@@ -125,6 +129,7 @@ class Run:
         """Log numbers of the step in progress."""
         self.logged |= "loss" in values
         for name, value in values.items():
+            value = value.detach() if isinstance(value, Tensor) else value
             if name not in self.history:
                 self.history[name] = torch.full((self.settings["steps"],), torch.nan, device=self.device)
             self.history[name][self.done] = value
@@ -139,7 +144,8 @@ class Run:
             intact = f" The checkpoint of step {self.saved:,} is intact." if self.saved else ""
             advice = "Set AMP to False in the settings to go on, or lower LR (try half) to begin anew, and run the "
             raise TrainingError(f"the loss is not finite near step {self.done:,}.{intact} {advice}notebook from there.")
-        self.made = environment(self.device) | self.about
+        about = {name: _one_after_another(self.made.get(name), of) for name, of in self.about.items()}
+        self.made = environment(self.device) | about
         history = {name: values.cpu() for name, values in self.history.items()}
         state = {"step": self.done, "history": history, "settings": self.text, "code": _code(), "made": self.made}
         state["parts"] = {name: plain(part.state_dict()) for name, part in self.parts.items()}
@@ -192,6 +198,11 @@ class Run:
         for name, part in self.parts.items():
             if states[name]:  # empty: of a GradScaler that is not needed
                 part.load_state_dict(states[name])
+
+
+def _one_after_another(before: str | None, now: str) -> str:
+    """What a run was made with, first before and then after it was resumed."""
+    return now if before is None or before == now else before.removesuffix(f", then {now}") + f", then {now}"
 
 
 def _locked(path: Path) -> FileLock:

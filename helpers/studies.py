@@ -44,7 +44,7 @@ def accuracies(net: nn.Module, history: dict, seed: int, unseen: tuple, test: tu
         "test_accuracy_std_over_batches": torch.stack([batch.mean() for batch in hits.split(64)]).std(),
         "test_accuracy_tta": right(net, *test, **views).mean(),
     }
-    if isinstance(net, classifiers.DigitSumClassifier):
+    if hasattr(net, "reader"):
         images, labels = data.digits("", "test")
         read = classifiers.predict(net.reader, images[:, None]).argmax(dim=1)
         row["misread_digits"] = (read != labels).nonzero()[:, 0]
@@ -137,7 +137,8 @@ def questions(recipe: dict, seed: int, paper_lr: float, batch: int, **study) -> 
 def load_denoiser(name: str, folder: str | Path, device: torch.device | str = "cpu") -> tuple:
     """The denoiser that weights are of, filled with them, and its card. Raises DataError."""
     card = results.load_card(name, folder)
-    denoiser = unet.build_denoiser(card["settings"], device)
+    with seeded(0, 0):  # weights at random, until the trained ones take their place
+        denoiser = unet.build_denoiser(card["settings"], device)
     return denoiser, results.load_weights(name, denoiser, folder, unet.PROBE)
 
 
@@ -185,14 +186,17 @@ def fid_of(
     draw(labels, seed=…, **sampling) -> images; real: the test images; sampling: arguments of `diffusion.sample`.
     known: figures that are there, and returned where they were measured like this. device: for the card.
     """
-    guided = (
-        "guidance {guidance} for σ in {interval}".format(**sampling) if sampling["guidance"] != 1 else "no guidance"
-    )
+    sigmas, solver = sampling["sigmas"], sampling.get("solver", diffusion.dpm_solver_steps)
+    (how,) = (name for name, of in diffusion.SOLVERS.items() if of is solver)
+    how += f", {len(sigmas) - 1} steps"
+    if not torch.equal(sigmas, diffusion.karras_sigmas(len(sigmas) - 1)):
+        how += f" from σ = {sigmas[0]:.3g} to {sigmas[-2]:.1g}"
+    guided = "guidance {guidance} for σ in {interval}" if sampling.get("guidance", 1) != 1 else "no guidance"
     about = {
         "n": samples,
         "seeds": seeds,
         "protocol": f"clean-fid features, {samples:,} samples against the {len(real):,} CIFAR-100 test images",
-        "sampler": f"DPM-Solver++, {len(sampling['sigmas']) - 1} steps, {guided}",
+        "sampler": f"{how}, {guided.format(**sampling)}",
         "denoiser_evaluations": diffusion.evaluations(**sampling),
     }
     if all(known.get(key) == value for key, value in about.items()):
@@ -245,7 +249,7 @@ def cost(card: dict) -> str:
     Convolutions and linear layers are counted, and a third of a training step taken for one evaluation.
     """
     images, labels = data.photographs()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, seeded(0, 0):
         diffusion.loss(unet.build_denoiser(card["settings"]), images, labels, torch.ones(len(images))).mean().backward()
     flops = counter.get_total_flops() / len(images)
     speed = card["steps"] * card["settings"]["batch"] / max(card["seconds"], 1)

@@ -40,6 +40,14 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """A module without what `torch.compile` has put around it or around its parts; it holds the very same tensors."""
+    module = getattr(module, "_orig_mod", module)
+    twin = copy.copy(module)
+    twin._modules = {name: of if of is None else uncompiled(of) for name, of in module._modules.items()}
+    return twin
+
+
 def lr_factor(step: int, steps: int, *, warmup: int = 0, decay: float = 1.0) -> float:
     """Share of the peak learning rate at `step` in 0…steps - 1: linear warm-up, plateau, cosine decay to zero.
 
@@ -99,8 +107,7 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.updates = decay, 0
-        module = getattr(module, "_orig_mod", module)  # not what torch.compile has made of it
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.module = copy.deepcopy(uncompiled(module)).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:

@@ -145,7 +145,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, labels: Tensor) -> Tensor:
         self._check(x, labels)
-        x, noise = (part.to(self.stem.weight.dtype) for part in (x, noise))
+        x, noise = (part.to(next(self.parameters()).dtype) for part in (x, noise))
         # Embeddings.
         angles = noise[:, None] * frequencies(noise)  # (B, 32)
         embedding = self.noise_embedding(torch.cat([angles.sin(), angles.cos()], dim=1))
@@ -209,4 +209,4 @@ PROBE = torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32), torch.tensor([1.0
 def build_denoiser(settings: dict, device: torch.device | str = "cpu") -> Denoiser:
     """A new, untrained denoiser, as a run's settings ("network", "widths", "prediction") describe it."""
     net = NETWORKS[settings["network"]](tuple(settings["widths"]))
-    return Denoiser(net, settings["prediction"]).to(device, memory_format=torch.channels_last)
+    return Denoiser(net, settings["prediction"]).to(device, torch.float32, memory_format=torch.channels_last)

@@ -156,3 +156,15 @@ def test_images_of_any_shape_are_turned_and_slanted_by_the_angles_asked(monkeypa
         expected = spot(x + y * math.tan(math.radians(30)), y)
     middle = slice(height // 2 - 8, height // 2 + 8), slice(width // 2 - 8, width // 2 + 8)
     assert float((moved[0, 0] - expected)[middle].abs().max()) < 0.02
+
+
+@pytest.mark.parametrize(("row", "across", "down"), [(4, 3, 0), (5, 0, 3)])
+def test_images_of_any_shape_are_moved_by_the_pixels_asked(monkeypatch, row, across, down):
+    drawn = torch.full((8, 1), 0.5)
+    drawn[row] = 1.0
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: drawn)
+    image = torch.zeros(1, 1, 12, 40)
+    image[..., 6, 20] = 1.0
+    moved = augmentation.jitter(image, shift=3.0)
+    assert moved[0, 0].argmax() == (6 - down) * 40 + 20 - across
+    assert float(moved.amax()) == pytest.approx(1, abs=1e-4)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import batches
+from helpers import batches, diffusion
 
 
 def test_batch_is_a_function_of_seed_and_step():
@@ -65,3 +65,30 @@ def test_a_batch_of_other_labels_or_an_earlier_step_is_refused():
     for labels, step in ((torch.arange(9), 0), (torch.arange(4), -1)):
         with pytest.raises(ValueError, match="a label for each of 4 images and a step from 0"):
             batches.batch(images, labels, 2, 0, step)
+
+
+def test_a_seed_that_is_no_whole_number_is_refused_not_cut_off():
+    for of in (lambda: batches.generator(0.7, 0), lambda: diffusion.starting_noise(1, 0.7)):
+        with pytest.raises(TypeError):
+            of()
+
+
+def test_what_happens_inside_seeded_does_not_change_the_random_numbers_after_it():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with batches.seeded(1, 2):
+        inside = torch.rand(2)
+    assert torch.equal(torch.rand(2), expected)
+    batches.seed_step(1, 2)
+    assert torch.equal(torch.rand(2), inside)
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (9, 3), (10, 10), (7, 1), (11, 6)])
+def test_every_batch_is_whole_and_no_epoch_shows_an_example_twice(count, size):
+    images, labels = torch.arange(count), torch.arange(count)
+    each = count // size
+    for epoch in range(3):
+        shown = [batches.batch(images, labels, size, 1, epoch * each + i)[0] for i in range(each)]
+        assert [len(of) for of in shown] == [size] * each
+        assert len(torch.cat(shown).unique()) == size * each

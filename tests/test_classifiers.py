@@ -202,3 +202,25 @@ def test_several_views_leave_the_global_random_numbers_as_they_were():
     first = classifiers.predict(net, images, views=2, jitter={"shift": 2.0})
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(classifiers.predict(net, images, views=2, jitter={"shift": 2.0}), first)
+
+
+def test_a_net_whose_parts_are_compiled_answers_as_it_did():
+    x = torch.randn(2, 3, 28, 28)
+    for net, part in ((DigitSumClassifier().eval(), "reader"), (PaperClassifier().eval(), "linear")):
+        expected = net(x)
+        setattr(net, part, torch.compile(getattr(net, part), backend="eager"))
+        torch.testing.assert_close(net(x), expected)
+
+
+def test_log_probabilities_are_float32_whatever_the_net_computes_in():
+    x = torch.randn(2, 3, 28, 28)
+    for net in (DigitSumClassifier().bfloat16().eval(), DigitSumClassifier().double().eval()):
+        assert net.digit_log_probabilities(x).dtype == net(x).dtype == torch.float32
+        torch.testing.assert_close(net.digit_log_probabilities(x).exp().sum(dim=2), torch.ones(2, 3))
+
+
+def test_the_deeper_paper_net_has_a_nonlinearity_after_every_convolution():
+    layers = classifiers.DeeperPaperClassifier().convolutions
+    following = [layers[i + 1] for i, layer in enumerate(layers) if isinstance(layer, torch.nn.Conv2d)]
+    assert len(following) == 8
+    assert all(isinstance(layer, torch.nn.ReLU) for layer in following)

@@ -1,3 +1,4 @@
+import colorsys
 import hashlib
 import io
 import zipfile
@@ -335,3 +336,26 @@ def test_official_values_a_little_beyond_black_and_white_are_black_and_white(tmp
     monkeypatch.setattr(data, "ADDNIST_SHA256", {n: hashlib.sha256(b).hexdigest() for n, b in official.items()})
     _zip(tmp_path / "AddNIST" / "addnist.zip", {f"{n}.npy": c for n, c in official.items()})
     assert data.addnist(tmp_path, "test")[0][0, :, 0, :4].tolist() == [[0, 0, 255, 255]] * 3
+
+
+def test_demo_shapes_are_of_the_colours_that_they_are_called():
+    hues = {
+        "red": 0,
+        "orange": 40,
+        "yellow": 80,
+        "lime": 120,
+        "green": 160,
+        "teal": 200,
+        "blue": 240,
+        "violet": 280,
+        "pink": 320,
+    }
+    images, labels = data.cifar100("", "test", "demo")
+    for colour in demo_sets.COLOURS:
+        for label in (demo_sets.CLASSES.index(f"{colour} {shape}") for shape in ("square", "disc")):
+            middle = images[labels == label][:, :, 14:18, 14:18].float().mean(dim=(0, 2, 3)) / 255
+            hue, saturation, value = colorsys.rgb_to_hsv(*middle.tolist())
+            assert value > 0.8
+            assert saturation == pytest.approx(0.0 if colour == "white" else 0.9, abs=0.05)
+            if colour != "white":
+                assert 360 * hue == pytest.approx(hues[colour], abs=3) or (colour == "red" and hue > 0.99)

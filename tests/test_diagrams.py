@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 
-from helpers import batches, diagrams, unet
+from helpers import batches, data, diagrams, results, unet
 from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier, PaperClassifier
 
@@ -91,3 +91,40 @@ def test_from_noise_to_image_shows_what_each_step_began_with_and_what_it_took_th
     assert grids[1][1] == 3  # fewer steps than stages: all of them
     diagrams.from_noise_to_image(start, 4 * way, torch.cat([sigmas[:-1]] * 4 + [sigmas[-1:]]), ["fox", "bowl"])
     assert grids[2][1] == 10
+
+
+@pytest.mark.parametrize("net", [unet.UNet(), unet.plain(), unet.UNet((16, 16, 32), (1, 2, 1), loops=(2, 1, 2))])
+def test_the_way_through_each_level_of_the_u_runs_through_its_own_boxes(net):
+    boxes, spans = diagrams._boxes_of_the_u(net)
+    assert [level for level, *_ in spans] == [0, 1, 2, 1, 0]
+    for level, entrance, first, last in spans:
+        assert {boxes[i][0] for i in range(entrance, last + 1)} == {level}
+        looped = [boxes[i][1].split()[0] for i in range(first, last + 1)]
+        assert looped == ["block"] * len(net.down[level]) + ["attention"] * (level == 2)
+        assert [boxes[i][1] for i in range(entrance, first)] in ([], ["1×1"])
+    assert sum(last - entrance + 1 for _, entrance, _, last in spans) == len(boxes) - 2  # but the stem and the head
+
+
+def test_what_is_said_of_a_sum_is_what_was_read_in_each_channel():
+    net, (images, labels) = DigitSumClassifier(), data.digits("", "test")
+    results.load_weights("classifier_best", net)
+    image = images[[int((labels == digit).nonzero()[0]) for digit in (3, 4, 5)]]
+    read = net.digit_log_probabilities(batches.normalise(image[None]))[0].argmax(dim=1).tolist()
+    assert len(set(read)) == 3
+    figure = diagrams.digit_sum(net, image, (3, 4, 5))
+    said = [
+        f"{name} {digit}, read {found}"
+        for name, digit, found in zip(diagrams.COLOUR_NAMES, (3, 4, 5), read, strict=True)
+    ]
+    assert ", ".join(said) in figure.alt
+
+
+def test_a_picture_leaves_the_net_in_the_mode_and_with_the_statistics_that_it_had():
+    net, image = DigitSumClassifier().train(), torch.randint(0, 256, (3, 28, 28), dtype=torch.uint8)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    diagrams.digit_sum(net, image, (3, 4, 5))
+    diagrams.adder_diagram(net)
+    diagrams.layer_diagram(net.reader, torch.zeros(1, 1, 28, 28))
+    assert all(part.training for part in net.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any(part._forward_hooks for part in net.modules())

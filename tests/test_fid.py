@@ -211,3 +211,27 @@ def test_precision_and_recall_do_not_depend_on_where_the_features_lie(rng):
     near = fid.precision_recall(a, 0.8 * b)
     for far in (1e3, 1e6):
         assert fid.precision_recall(a + far, 0.8 * b + far) == near
+
+
+def test_one_feature_far_out_does_not_change_who_lies_near_whom(rng):
+    a, b = torch.randn(2, 300, 64, generator=rng, dtype=torch.float64)
+    exact = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    own = torch.cdist(b, b, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(4, dim=1).values
+    expected = float((exact[:, :-1] <= own[:-1]).any(dim=1).double().mean())  # nobody is near the last one
+    b[-1] += 1e6
+    assert fid.precision_recall(a, b)[0] == pytest.approx(expected, abs=0.02)
+
+
+def test_features_are_the_same_inside_autocast(network):
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    expected = fid.features(images, network)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fid.features(images, network), expected)
+
+
+def test_mean_distance_takes_off_the_chance_of_either_set(rng):
+    """Sets of other sizes and spreads, by the formula."""
+    a, b = torch.randn(20, 8, generator=rng) * 3, torch.randn(500, 8, generator=rng) + 2
+    apart = (a.mean(0) - b.mean(0)).square().sum() - a.var(0).sum() / 20 - b.var(0).sum() / 500
+    for one, other in ((a, b), (b, a)):
+        assert fid.mean_distance(one, other) == pytest.approx(float(apart) ** 0.5, rel=1e-4)

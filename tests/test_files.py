@@ -5,6 +5,7 @@ import threading
 import warnings
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import pytest
 
 from helpers import files
@@ -101,3 +102,11 @@ def test_nothing_but_the_whole_file_is_ever_in_its_place(tmp_path, monkeypatch):
         files.write_atomically(target, b"second")
     assert target.read_bytes() == b"first"
     assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_what_is_made_plain_keeps_its_kind():
+    """Tuples and lists, dictionaries in them, and numpy's numbers as Python's."""
+    state = {"a": (np.float64(0.5), [np.int64(2), {"b": (np.bool_(True),)}]), np.int64(3): None}
+    plain = files.plain(state)
+    assert plain == {"a": (0.5, [2, {"b": (True,)}]), 3: None}
+    assert [type(of) for of in (plain["a"], plain["a"][0], plain["a"][1][0], [*plain][1])] == [tuple, float, int, int]

@@ -283,3 +283,11 @@ def test_nothing_is_interpolated_to_nothing():
     for way in (slerp, interpolation.lerp, interpolation.switch):
         assert way(nothing, nothing, 0.5).shape == nothing.shape
         assert way(nothing, nothing, torch.empty(0)).shape == nothing.shape
+
+
+def test_unevenness_is_of_the_frames_that_the_first_stride_leaves():
+    points = torch.tensor([0.0, 1.0, 4.0, 5.0, 8.0])[:, None, None].expand(
+        -1, 2, -1
+    )  # steps of 1, 3, 1, 3; every second: 4, 4
+    assert float(interpolation.smoothness(points, every=(2, 1))["unevenness"][0]) == 1
+    assert float(interpolation.smoothness(points, every=(1, 2))["unevenness"][0]) == 1.5

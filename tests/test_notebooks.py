@@ -607,7 +607,7 @@ def test_page_2_records_how_neon_and_the_judged_samples_were_drawn_whatever_the_
         for start in (
             "neon = {",
             "base, log, certificate =",
-            "(measuring and folder",
+            "judging = (judging",
             "sampling = {",
             "studies.fid_of(",
         )
@@ -620,7 +620,9 @@ def test_page_2_records_how_neon_and_the_judged_samples_were_drawn_whatever_the_
     kernel |= others(NOTEBOOKS[1]) | fixed
     exec(cells[trains]["source"], kernel)
     said = results.load_card("diffusion", tmp_path)
-    assert said["settings"] == json.loads(json.dumps(recipe | {"neon": neon | {"after": recipe, "weight": 0.5}}))
+    of = results.fingerprint(kernel["base"])
+    expected = recipe | {"neon": neon | {"after": recipe, "of": of, "weight": 0.5}}
+    assert said["settings"] == json.loads(json.dumps(expected))
     assert said["steps"] == 3
     labels, how = drawn[0]
     assert (len(labels), len(how["sigmas"]) - 1, how["seed"]) == (

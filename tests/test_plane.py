@@ -32,7 +32,35 @@ def test_neon_on_a_spiral_gets_worse_one_way_and_better_the_other():
     angle = torch.linspace(1.5, 12.5, 400)
     spiral = torch.stack([angle.cos(), angle.sin()], dim=1) * angle[:, None] / 9
     threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # so that one is another number
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
     samples = plane.neon(spiral, weights=(-1, 0, 1))
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
+    assert torch.equal(torch.rand(2), expected)  # nor are random numbers what they would not have been
+    torch.set_num_threads(threads)
     worse, base, better = (torch.cdist(of, spiral).amin(dim=1).mean() for of in samples.values())
     assert better < base < worse
+
+
+def test_the_denoiser_in_the_plane_is_preconditioned_as_that_of_images():
+    """With a variance of 0.5 a coordinate in place of σ_data²."""
+    net = plane._Denoiser()
+    x, sigma = torch.randn(5, 2), torch.tensor([0.01, 0.1, 0.5, 2.0, 80.0])
+    seen = []
+    net.net.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    found = net(x, sigma)
+    variance, column = 0.5, sigma[:, None]
+    total = column**2 + variance
+    given, out = seen[0]
+    torch.testing.assert_close(given, torch.cat([x / total.sqrt(), column.log() / 4], dim=1))
+    torch.testing.assert_close(found, variance / total * x + column * variance**0.5 / total.sqrt() * out)
+
+
+def test_the_dots_called_noise_are_where_the_ways_begin():
+    way = torch.arange(30.0).view(5, 3, 2) / 20
+    figure = plane.denoising(torch.zeros(2, 2), lambda x, sigma: x, (0.5,), way)
+    dots = {line.get_label(): line.get_xydata() for line in figure.axes[1].lines}
+    np.testing.assert_allclose(dots["noise"], way[0])
+    assert any(np.allclose(at, way[-1]) for name, at in dots.items() if name != "noise" and len(at) == 3)

@@ -241,6 +241,8 @@ def test_signs_that_mean_something_to_tables_and_figures_are_shown_as_they_are()
     text = plots.table(["a|b", "c"], [["x | y", "|"]]).data
     assert [line.replace("\\|", "").count("|") for line in text.splitlines()] == [3, 3, 3]
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    costs = plots.table(["", "price"], [["two\nlines", "$5 and $6"]]).data
+    assert costs.splitlines()[2:] == ["| two lines | \\$5 and \\$6 |"]
     sign = "$^$ or $5"
     figures = [
         plots.image_grid(images, 2, title=sign, captions=[sign], column_titles=[sign], row_titles=[sign]),
@@ -258,5 +260,17 @@ def test_signs_that_mean_something_to_tables_and_figures_are_shown_as_they_are()
 
 
 def test_fewer_captions_than_images_name_the_first_ones():
-    figure = plots.image_grid(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), 3, captions=["one", "two"])
-    assert [axis.get_xlabel() for axis in figure.axes] == ["one", "two", ""]
+    three = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    for captions in (["1", "2"], [1, 2], torch.tensor([1, 2])):
+        figure = plots.image_grid(three, 3, captions=captions, column_titles=range(3), row_titles=[0])
+        assert [axis.get_xlabel() for axis in figure.axes][1:] == [
+            "tensor(2)" if isinstance(captions, torch.Tensor) else "2",
+            "",
+        ]
+    plots.image_grid(three[:1].expand(150, -1, -1, -1), 150, captions=["a"] * 150)
+
+
+@pytest.mark.parametrize(("low", "log"), [(0.001, True), (0.03, True), (0.04, False)])
+def test_curves_that_fall_by_more_than_thirty_times_are_drawn_on_a_logarithmic_axis(low, log):
+    figure = plots.training_curves({"a": {"loss": torch.linspace(1.0, low, 20)}})
+    assert (figure.axes[0].get_yscale() == "log") == log

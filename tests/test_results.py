@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 import math
 import os
@@ -247,11 +248,13 @@ def test_other_weights_of_the_same_name_are_kept_and_said(tmp_path, capsys):
     assert same(third.state_dict(), first.state_dict())
 
 
-def test_killed_at_any_moment_of_saving_the_weights_are_the_old_or_the_new_ones(tmp_path, monkeypatch):
-    old, new, replace = nn.Linear(2, 2), nn.Linear(2, 2), os.replace
-    for moment in range(1, 6):  # two copies of the old ones, the new weights, their card, and the last move
-        folder, loaded, calls = tmp_path / str(moment), nn.Linear(2, 2), []
-        results.save_weights("net", old, {"run": 1}, folder)
+def test_killed_at_any_moment_of_saving_every_pair_is_whole_and_the_next_run_goes_on(tmp_path, monkeypatch):
+    """Six moves: the earlier weights, their card, into their place; then the new ones the same. Killed before each."""
+    nets, replace = [nn.Linear(2, 2) for _ in range(4)], os.replace
+    for moment, then in itertools.product(range(1, 7), ("load", "save")):
+        folder, loaded, calls = tmp_path / f"{moment} {then}", nn.Linear(2, 2), []
+        for run in (0, 1):
+            results.save_weights("net", nets[run], {"run": run}, folder)
 
         def die(*where, moment=moment, calls=calls):
             calls.append(1)
@@ -262,14 +265,40 @@ def test_killed_at_any_moment_of_saving_the_weights_are_the_old_or_the_new_ones(
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", die)
             with pytest.raises(KeyboardInterrupt):
-                results.save_weights("net", new, {"run": 2}, folder)
-        card = results.load_weights("net", loaded, folder)
-        assert same(loaded.state_dict(), (old if card["run"] == 1 else new).state_dict())
-        assert card["run"] == (2 if moment == 5 else 1)
-        results.save_weights("net", new, {"run": 2}, folder)  # the next run goes on
-        assert results.load_weights("net", loaded, folder)["run"] == 2
-        assert results.load_weights("net-before", loaded, folder)["run"] == 1
-        assert len([*folder.iterdir()]) == 4  # and leaves nothing behind
+                results.save_weights("net", nets[2], {"run": 2}, folder)
+        if then == "save":  # another run, before anything was loaded
+            results.save_weights("net", nets[3], {"run": 3}, folder)
+        for name in ("net", "net-before"):
+            card = results.load_weights(name, loaded, folder)
+            assert same(loaded.state_dict(), nets[card["run"]].state_dict())
+        now, before = (results.load_card(name, folder)["run"] for name in ("net", "net-before"))
+        reached = 2 if moment == 6 else 1
+        assert (now, before) == ((3, reached) if then == "save" else (reached, 1 if moment > 2 else 0))
+        results.save_weights("net", nets[3], {"run": 3}, folder)
+        assert len([*folder.iterdir()]) == 4  # nothing is left behind
+
+
+def test_weights_that_another_page_loads_while_they_are_saved_are_saved(tmp_path, monkeypatch):
+    net, save_card = nn.Linear(2, 2), results.save_card
+
+    def loaded_at_once(name, card, folder):
+        saved = save_card(name, card, folder)
+        results.load_weights(name, nn.Linear(2, 2), folder)
+        return saved
+
+    monkeypatch.setattr(results, "save_card", loaded_at_once)
+    assert results.save_weights("net", net, {"run": 1}, tmp_path)["run"] == 1
+    assert results.load_weights("net", nn.Linear(2, 2), tmp_path)["run"] == 1
+
+
+def test_no_half_of_a_pair_takes_the_place_of_an_earlier_one(tmp_path):
+    """Without their .pt, other weights are not kept, and those that were kept before stay."""
+    nets = [nn.Linear(2, 2) for _ in range(3)]
+    for run in (0, 1):
+        results.save_weights("net", nets[run], {"run": run}, tmp_path)
+    (tmp_path / "net.pt").unlink()
+    results.save_weights("net", nets[2], {"run": 2}, tmp_path)
+    assert results.load_weights("net-before", nn.Linear(2, 2), tmp_path)["run"] == 0
 
 
 def test_a_compiled_net_is_saved_known_and_loaded_as_the_net_that_it_is(tmp_path):
@@ -314,8 +343,30 @@ def test_what_is_not_finite_is_null_in_a_card_which_stays_json(tmp_path):
     read = json.loads((tmp_path / "card.json").read_text(), parse_constant=pytest.fail)
     assert read == saved == {"name": "card", "std": None, "row": [None, {"x": None}], "array": [1.5, None]}
     assert plots.pm((0.5, read["std"]), ".2f") == "0.50"
+    curves = {"loss": [1.0, 0.5], "seen now and then": [math.nan, math.nan]}
+    results.save_card("card", {"history": curves}, tmp_path)
+    plots.training_curves({"": results.load_card("card", tmp_path)["history"]})
+    assert results.save_card("card", {np.int64(3): 1}, tmp_path) == {"name": "card", "3": 1}
 
 
 def test_a_study_leaves_nothing_but_its_card(tmp_path):
     results.measured("study", lambda: {"x": 1}, now=True, runs=tmp_path, device=CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+
+
+def test_a_card_takes_the_name_that_it_is_saved_by_and_whatever_it_holds(tmp_path):
+    net = classifiers.PaperClassifier()
+    card = results.load_weights("classifier_paper", net)
+    results.save_weights("mine", net, card | {"folder": tmp_path, "at": {np.int64(3): 1.0}}, tmp_path)
+    again = results.load_weights("mine", classifiers.PaperClassifier(), tmp_path)
+    assert (again["name"], again["folder"], again["at"]) == ("mine", str(tmp_path), {"3": 1.0})
+    about = {"n": np.int64(3), "folder": tmp_path}
+    for now in (True, False):
+        results.measured("study", lambda: {"x": 1}, now=now, runs=tmp_path, device=CPU, settings=about)
+
+
+def test_weights_do_not_go_into_a_net_without_memory():
+    with torch.device("meta"):
+        net = classifiers.PaperClassifier()
+    with pytest.raises(DataError, match="holds no memory yet: call module.to_empty"):
+        results.load_weights("classifier_paper", net)

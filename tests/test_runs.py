@@ -97,11 +97,12 @@ def test_a_run_seeds_sets_the_rate_logs_saves_and_shows(tmp_path):
         assert again.made == run.made
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
+@pytest.mark.parametrize("wrong", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, wrong):
     def train():
         with _run(tmp_path, save_every=2) as run:
             for step in run:
-                run.log(loss=torch.tensor(float("nan") if step == bad else 1.0))
+                run.log(loss=torch.tensor(float(wrong) if step == bad else 1.0))
 
     bad = 4  # the last
     with pytest.raises(TrainingError, match=r"not finite near step 5.*checkpoint of step 4 is intact"):
@@ -391,22 +392,34 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch, reaso
 
 
 def test_a_run_of_a_compiled_net_goes_on_with_the_plain_one_and_the_other_way_round(tmp_path):
+    """Compiled whole, in part, in place or not."""
+
     def parts(compiled):
         torch.manual_seed(0)
-        net = nn.Linear(2, 2)
-        net = torch.compile(net, backend="eager") if compiled else net
+        net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        if compiled == "whole":
+            net = torch.compile(net, backend="eager")
+        elif compiled == "part":
+            net[0] = torch.compile(net[0], backend="eager")
+        elif compiled == "place":
+            net.compile(backend="eager")
         return {"net": net, "ema": training.EMA(net, 0.9), "optimizer": torch.optim.SGD(net.parameters(), 0.1)}
 
-    settings = {"steps": 4, "seed": 0, "lr": 0.1, "warmup": 0, "lr_decay": 1.0}
-    for until, compiled in ((1, True), (2, False), (3, True)):
+    settings, left = {"steps": 8, "seed": 0, "lr": 0.1, "warmup": 0, "lr_decay": 1.0}, None
+    for until, compiled in enumerate(("whole", "", "part", "whole", "place", "part", "")):
         own = parts(compiled)
         with Run(tmp_path, "net", settings, save_every=1, **own) as run:
-            assert run.done == until - 1
+            assert run.done == until
+            if left:
+                assert same(left, [training.uncompiled(own["net"]).state_dict(), own["ema"].state_dict()])
             for step in run:
-                own["net"](torch.ones(1, 2)).sum().backward()
-                run.log(loss=0.0)
-                if step == until:
+                if step > until:
                     break
+                own["net"](torch.tensor([[1.0, 2.0], [3.0, 1.0]]))[0].sum().backward()
+                own["optimizer"].step()
+                own["ema"].update(own["net"])
+                run.log(loss=0.0)
+        left = copy.deepcopy([training.uncompiled(own["net"]).state_dict(), own["ema"].state_dict()])
 
 
 def test_a_run_that_cannot_resume_frees_its_file_at_once(tmp_path, monkeypatch):
@@ -415,3 +428,33 @@ def test_a_run_that_cannot_resume_frees_its_file_at_once(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError), run:
         pass
     assert not taken[0].is_locked
+
+
+def test_a_loss_with_its_gradient_is_logged_as_a_number_and_the_run_resumes(tmp_path):
+    """As the docstring of `Run` has it."""
+    settings, net = {"steps": 6, "seed": 0, "lr": 0.1, "warmup": 0, "lr_decay": 1.0}, nn.Linear(2, 1)
+    for until in (2, 5):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        with Run(tmp_path, "net", settings, net=net, optimizer=optimizer) as run:
+            for step in run:
+                loss = net(torch.ones(1, 2)).square().mean()
+                loss.backward()
+                optimizer.step()
+                run.log(loss=loss)
+                if step == until:
+                    break
+        assert not run.history["loss"].requires_grad
+        assert run.saved == until  # who leaves the loop loses only the step that he was in
+
+
+def test_each_precision_that_a_run_was_trained_in_is_noted(tmp_path):
+    settings = {"steps": 9, "seed": 0, "lr": 0.1, "warmup": 0, "lr_decay": 1.0}
+    for until, precision in ((1, "bfloat16"), (2, "float32"), (3, "float32"), (4, "bfloat16")):
+        net = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        with Run(tmp_path, "net", settings, about={"precision": precision}, net=net, optimizer=optimizer) as run:
+            for step in run:
+                if step == until:
+                    break
+                run.log(loss=0.0)
+    assert run.made["precision"] == "bfloat16, then float32, then bfloat16"

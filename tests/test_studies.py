@@ -149,6 +149,9 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
     assert found["sampler"] == "DPM-Solver++, 4 steps, guidance 1.5 for σ in (0.0, 80.0)"
     plain = studies.fid_of(by, lambda x: x, torch.zeros(9), sampling | {"guidance": 1.0}, count, [1], {}, CPU)
     assert plain["sampler"].endswith("no guidance")
+    ddpm = sampling | {"sigmas": diffusion.ddpm_sigmas(50), "solver": diffusion.ddpm_steps}
+    other = studies.fid_of(by, lambda x: x, torch.zeros(9), ddpm, count, [1, 2], found, CPU)  # not known yet
+    assert other["sampler"] == "DDPM, 50 steps from σ = 130 to 0.01, guidance 1.5 for σ in (0.0, 80.0)"
     drawn.clear()
     studies.fid_of(by, lambda x: x, torch.zeros(9), sampling, count, [1, 2], {}, CPU)
     assert [(seed, how) for _, _, seed, how in drawn] == [(1, sampling), (2, sampling)]
@@ -211,3 +214,16 @@ def test_the_loss_by_level_is_that_of_each_set_under_the_same_noise():
     assert torch.equal(curves["a images"][1], curves["b images"][1])
     assert not torch.equal(curves["a images"][1], curves["c images"][1])
     assert len(curves["a images"][0]) == 12
+
+
+def test_what_loads_measures_and_counts_leaves_the_random_numbers_as_they_were():
+    def used():
+        denoiser, card = studies.load_denoiser("diffusion_paper", results.WEIGHTS)
+        studies.cost(card)
+        studies.loss_by_level(denoiser, {"a": tuple(part[:1] for part in data.photographs())}, 1)
+
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    used()
+    assert torch.equal(torch.rand(2), expected)

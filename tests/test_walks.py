@@ -73,3 +73,20 @@ def test_smoothness_is_measured_of_each_way_and_of_the_glide_timed_anew(monkeypa
     assert asked[2][1] == {"way": 1}
     torch.testing.assert_close(asked[2][0][:, 0], torch.linspace(0, 1, 4))  # an even path stays as it is
     assert [*found["rows"][walks.GLIDE]["length"]] == [4, 7, 13]
+
+
+def test_middles_are_as_far_from_the_test_images_as_the_judges_say(monkeypatch):
+    """By features that are known: each kind of midpoint moved by another distance, the test images at 0."""
+    generator, moved = torch.Generator().manual_seed(0), iter(range(1, 7))
+    made = []
+
+    def between(*_, **__):
+        made.append(torch.randn(400, 3, generator=generator) + next(moved))
+        return made[-1][None]
+
+    monkeypatch.setattr(interpolation, "between", between)
+    test = torch.randn(900, 3, generator=generator)
+    rows = walks.middles(None, {}, lambda features: features, test, 400, 0)["rows"]
+    for i, row in enumerate(rows.values()):
+        assert row["mean_distance"] == pytest.approx(3**0.5 * (i + 1), rel=0.1)
+        assert row["fid"] == pytest.approx(fid.frechet_distance(made[i], test[:800]))

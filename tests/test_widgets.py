@@ -54,6 +54,12 @@ def test_walk_explorer_moves_between_classes_and_seeds(explorer):
     assert picture.value == first  # of the other end
     seed_a.value = 9
     assert picture.value != first
+    position.value = 1.0
+    nine = picture.value
+    seed_a.value = 4
+    assert picture.value == nine
+    seed_b.value = 4
+    assert picture.value != nine
 
 
 def test_walk_explorer_guides_in_its_interval(denoiser):
