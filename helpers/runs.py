@@ -50,9 +50,10 @@ class Run:
     `history` holds what was logged, among it the "loss": name -> (steps,), on the net's device, NaN where nothing was.
     A resumed run equals one that never stopped, bit for bit: every random number comes from `batches.seed_step`.
 
-    Inside the `with`, no other process can train into the same file (TrainingError there); a keyboard interrupt says
-    where the run stands; running out of memory becomes a TrainingError with advice, and so does a loss that is not
-    finite, before it is saved. Raises DataError where a file is damaged or cannot be written.
+    Inside the `with`, no other process can train into the same file (TrainingError there); who leaves the loop early
+    loses only the step that he is in; a keyboard interrupt says where the run stands; running out of memory becomes a
+    TrainingError with advice, and so does a loss that is not finite, before it is saved. Raises DataError where a file
+    is damaged or cannot be written.
     """
 
     def __init__(
