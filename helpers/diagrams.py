@@ -11,6 +11,7 @@ from helpers.batches import normalise, to_uint8
 from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier
 from helpers.plots import BLUE, INK, ORANGE, Picture, blank, empty, image_grid, in_our_look, said
+from helpers.training import uncompiled
 
 COLOUR_NAMES = "red", "green", "blue"
 
@@ -21,7 +22,7 @@ def digit_sum(net: DigitSumClassifier, image: Tensor, digits: Sequence[int]) -> 
 
     image: uint8 (3, 28, 28); digits: the three that it shows, drawn in orange. AddNIST has no sum of 0 or above 20.
     """
-    net = copy.deepcopy(net).eval()  # the caller's stays as it is
+    net = uncompiled(copy.deepcopy(net)).eval()  # the caller's stays as it is
     with torch.no_grad():
         x = normalise(image[None])
         read, sums = net.digit_log_probabilities(x)[0].exp(), net(x)[0].exp()  # (3, 10), (20,)
@@ -69,7 +70,7 @@ COLOURS |= {"block": "#cfe0f3", "attention": "#f6dfc5", "1×1": "#f0f0f0"}  # of
 
 def _layers(net: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
     """(type, output shape, parameters) of each layer that `example` meets; a batch norm counts to what it follows."""
-    net, rows = copy.deepcopy(net).eval(), []  # the caller's stays as it is
+    net, rows = uncompiled(copy.deepcopy(net)).eval(), []  # the caller's stays as it is
 
     def note(layer: nn.Module, _, out: Tensor) -> None:
         count = count_parameters(layer)

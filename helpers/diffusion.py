@@ -279,7 +279,7 @@ def sample(
         row get the same.
     sigmas: noise levels, float (steps + 1,), decreasing to 0; `karras_sigmas()` where there are none.
     solver: `dpm_solver_steps`, `heun_steps`, `ddim_steps` (all deterministic) or `ddpm_steps`.
-    guidance: the scale, from 0; 1 for none.
+    guidance: the scale, from 0; 1 for none, as for a network that was trained without label dropout.
     interval: the lowest and the highest noise level at which guidance acts; see `guided`.
     batch_size: images at a time, from 1; image i is the same whatever it is, up to rounding.
     progress: called with (images done, images in all) after every batch.
@@ -290,7 +290,10 @@ def sample(
     if noise.ndim != 4 or noise.shape[:2] != (len(labels), 3):
         raise ValueError(f"expected noise ({len(labels)}, 3, H, W), one for each label, got {tuple(noise.shape)}")
     sigmas, device = checked_sigmas(sigmas), next(denoiser.parameters()).device
-    rows, images = list(range(len(labels))) if rows is None else rows.tolist(), []
+    rows = list(range(len(labels))) if rows is None else torch.as_tensor(rows).tolist()
+    if len(rows) != len(labels) or batch_size < 1:
+        raise ValueError(f"expected a row for each of {len(labels)} labels and a batch of 1 or more")
+    images = []
     for start in range(0, len(labels), batch_size):
         part = slice(start, start + batch_size)
         x = noise[part].to(device) * float(sigmas[0])

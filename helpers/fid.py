@@ -170,8 +170,11 @@ def judge(samples: Tensor, real: Tensor) -> dict[str, float]:
 def nearest(samples: Tensor, images: Tensor, count: int) -> Tensor:
     """The images nearest to each sample, pixel by pixel, mirrored ones included: indices (N, count), nearest first.
 
-    samples, images: uint8 (N, C, H, W) and (M, C, H, W), on one device; count in 1…M. A copy shows itself here.
+    samples, images: uint8 (N, C, H, W) and (M, C, H, W), on one device; count in 1…M. A copy shows itself here. Raises
+    TypeError for other than uint8.
     """
+    if not samples.dtype == images.dtype == torch.uint8:
+        raise TypeError(f"expected two tensors of uint8 images, got {samples.dtype} and {images.dtype}")
     flat, exact, found = samples.flatten(1).float(), "donot_use_mm_for_euclid_dist", []
     for part in images.split(5_000):
         ways = (way.flatten(1).float() for way in (part, part.flip(3)))

@@ -30,10 +30,13 @@ class Curves:
             before, then = self.last
             left = f"about {(now - before) / max(1, step - then) * (self.steps - step) / 60:.0f} min left"
             self.last = now, step
-            title = f"{self.name} step {step:,} of {self.steps:,}, {left}"
-            shown = training_curves({self.name: curves}, title=title)
+            text = f"{self.name} step {step:,} of {self.steps:,}, {left}"
         else:
-            shown = Pretty(f"{self.name} {step:,} steps done")
+            text = f"{self.name} {step:,} steps done"
+        if get_ipython() is None:  # in a script
+            print(text, flush=True)
+            return
+        shown = training_curves({self.name: curves}, title=text) if step < self.steps else Pretty(text)
         if self.handle is None:
             self.handle = display(shown, display_id=True)
         else:
@@ -47,7 +50,11 @@ class Line:
         self.name, self.handle, self.cell = name, None, None
 
     def __call__(self, done: int, total: int) -> None:
-        line, cell = Pretty(f"{self.name}: {done:,} of {total:,}"), getattr(get_ipython(), "execution_count", None)
+        text, shell = f"{self.name}: {done:,} of {total:,}", get_ipython()
+        if shell is None:  # in a script
+            print(f"\r{text}", end="" if done < total else "\n", flush=True)
+            return
+        line, cell = Pretty(text), shell.execution_count
         if self.handle is None or cell != self.cell:
             self.handle, self.cell = display(line, display_id=True), cell
         else:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import platform
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.files import DataError, load_tensors, verified, write_atomically
-from helpers.training import uncompiled
+from helpers.training import load_plain_state, plain_state, uncompiled
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what the bundle ships
 
@@ -40,7 +41,8 @@ class Card(dict):
 
 def newest(runs: str | Path, *names: str) -> Path:
     """The folder to read these cards from: `runs` where runs of yours have left all of them, else what is shipped."""
-    return Path(runs) if all(Path(runs, f"{name}.json").exists() for name in names) else WEIGHTS
+    there = all(Path(runs, f"{name}.json").exists() for name in names) and Path(runs).resolve() != WEIGHTS
+    return Path(runs) if there else WEIGHTS
 
 
 def whose(folder: str | Path) -> str:
@@ -79,17 +81,24 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
         raise DataError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
     try:
         card = json.loads(path.read_text(), object_hook=Card)
-        if card.get("name") not in (name, name.removesuffix("-before"), f"{name}-before"):  # of an earlier run
+        if _run(str(card.get("name"))) != _run(name):
             raise ValueError(f"it is the card of {card.get('name')}")
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path.name} in {path.parent.name}/ is damaged: delete it, or restore it with git.") from error
     return card
 
 
+def _run(name: str) -> str:
+    """NAME of NAME-a1b2c3d4, as which earlier weights are kept."""
+    return re.sub("-[0-9a-f]{8}$", "", name)
+
+
 def _serialised(module: nn.Module) -> bytes:
     """The same bytes for the same weights, whether the module is compiled or not and however they lie in memory."""
-    buffer, state = io.BytesIO(), uncompiled(module).state_dict()
-    torch.save({key: of.cpu().clone(memory_format=torch.contiguous_format) for key, of in state.items()}, buffer)
+    buffer, state = io.BytesIO(), plain_state(module)
+    torch.save(
+        {key: of.detach().cpu().clone(memory_format=torch.contiguous_format) for key, of in state.items()}, buffer
+    )
     return buffer.getvalue()
 
 
@@ -100,7 +109,7 @@ def fingerprint(module: nn.Module) -> str:
 
 def _answer(module: nn.Module, example: tuple[Tensor, ...]) -> list[float]:
     """Mean and standard deviation of what a module, in eval mode, makes of an example: by these it is known again."""
-    module, where = copy.deepcopy(module).eval(), next(module.parameters()).device
+    module, where = uncompiled(copy.deepcopy(module)).eval(), next(module.parameters()).device
     with torch.no_grad():
         out = module(*(part.to(where) for part in example)).float()
     return [float(f"{value:.4g}") for value in (out.mean().item(), out.std().item())]
@@ -114,7 +123,8 @@ def save_weights(
     name: of both files.
     module: whose state is written.
     card: what to say of it; the weights' SHA-256 is added. What an earlier card of the very same weights says beyond
-        this one, such as a FID, is kept. Other weights that are there are kept, too, as NAME-before.
+        this one, such as a FID, is kept. Other weights that are there are kept, too, as NAME-a1b2c3d4, the first
+        digits of their SHA-256.
     folder: where to; made, if it is not there.
     example: arguments of the module, whose answer is noted, so that `load_weights` knows whether it is the same net.
     Raises DataError where the folder cannot be written to.
@@ -123,13 +133,16 @@ def save_weights(
     card = {**card, "sha256": hashlib.sha256(data).hexdigest()}
     if example:
         card["answer"] = _answer(module, example)
+    for same in (name, f"{name}-{card['sha256'][:8]}"):
+        with suppress(DataError):
+            before = load_card(same, folder)
+            card = before | card if before.get("sha256") == card["sha256"] else card
     with suppress(DataError):  # there are none, or they are damaged: these take their place
         before = load_card(name, folder)
-        if before.get("sha256") == card["sha256"]:
-            card = before | card
-        else:
-            _save_pair(f"{name}-before", _weights(name, folder, before.get("sha256", "")), before, folder)
-            print(f"{name}: the weights of an earlier run are kept as {name}-before.pt and .json.")
+        if before.get("sha256") != card["sha256"]:
+            earlier = f"{name}-{before['sha256'][:8]}"
+            _save_pair(earlier, _weights(name, folder, before["sha256"]), before, folder)
+            print(f"{name}: the weights of an earlier run are kept as {earlier}.pt and .json.")
     return _save_pair(name, data, card, folder)
 
 
@@ -164,14 +177,19 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, exa
     card = load_card(name, folder)
     path = Path(folder) / f"{name}.pt"
     state = load_tensors(_weights(name, folder, card.get("sha256", "")), path.name)
+    asked, made = getattr(module, "prediction", None), card.get("settings", {}).get("prediction")
+    if None not in (asked, made) and asked != made:
+        raise DataError(f"{path.name} is of a denoiser with prediction={made!r}: build one, not {asked!r}.")
     if any(parameter.is_meta for parameter in module.parameters()):
         raise DataError(f"the module for {path.name} holds no memory yet: call module.to_empty(device=…) first.")
     try:
-        copy.deepcopy(uncompiled(module)).load_state_dict(state)  # refused before anything changes
-        uncompiled(module).load_state_dict(state)
+        load_plain_state(copy.deepcopy(module), state)  # refused before anything changes
+        load_plain_state(module, state)
     except RuntimeError as error:
-        where = f"{path.name} and its .json in {path.parent.name}/"
-        raise DataError(f"{where} are of another architecture or an older version: move both away.") from error
+        raise DataError(
+            f"{path.name} in {path.parent.name}/ is of another architecture or an older version than this "
+            f"{type(module).__name__}: build the one that was saved, or move both away if they are of a run of yours."
+        ) from error
     module.eval()
     if example and "answer" in card and not np.allclose(_answer(module, example), card["answer"], 0.01, 1e-3):
         advice = "Train again (TRAIN = 'yes'); no figure here is this net's."

@@ -11,17 +11,20 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import Tensor
 
 from helpers.batches import seed_step
 from helpers.files import load_tensors, plain, verified, write_atomically
 from helpers.results import environment
-from helpers.training import lr_factor, set_lr, uncompiled
+from helpers.training import load_plain_state, lr_factor, plain_state, set_lr
 
 try:
     import fcntl
 except ImportError:  # Windows, where every file system has locks
     fcntl = None
+
+
+SAVE_SECONDS = 300.0  # on a slow machine, `save_every` steps may take an hour
 
 
 class TrainingError(RuntimeError):
@@ -42,7 +45,8 @@ class Run:
     name: the checkpoint is name-HASH.ckpt, with a hash of the settings, so that a run with other settings never meets,
         and never overwrites, this one.
     settings: whatever makes two runs differ, among it "steps", "seed", "lr", "warmup" and "lr_decay" (`lr_factor`).
-    save_every: steps between two checkpoints, each written atomically and verified by its SHA-256 when it is read.
+    save_every: steps between two checkpoints, five minutes at most, each written atomically and verified by its SHA-256
+        when it is read.
     show: called with (steps done, history) at the start and after each step.
     about: what else to note of each checkpoint, beside where it was made; it may change when a run goes on.
     parts: anything with `state_dict` and `load_state_dict`; at least "net" and "optimizer".
@@ -50,10 +54,9 @@ class Run:
     `history` holds what was logged, among it the "loss": name -> (steps,), on the net's device, NaN where nothing was.
     A resumed run equals one that never stopped, bit for bit: every random number comes from `batches.seed_step`.
 
-    Inside the `with`, no other process can train into the same file (TrainingError there); who leaves the loop early
-    loses only the step that he is in; a keyboard interrupt says where the run stands; running out of memory becomes a
-    TrainingError with advice, and so does a loss that is not finite, before it is saved. Raises DataError where a file
-    is damaged or cannot be written.
+    Inside the `with`, no other process can train into the same file (TrainingError there); a keyboard interrupt, or
+    leaving the loop early, says where the run stands; running out of memory becomes a TrainingError with advice, and so
+    does a loss that is not finite, before it is saved. Raises DataError where a file is damaged or cannot be written.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Run:
         self.text = json.dumps(plain(settings), sort_keys=True)  # as the file holds them
         self.path = Path(folder) / f"{name}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}.ckpt"
         self.about, self.made = about or {}, {}  # the environment that made the file, for the result card
-        self.parts = {name: uncompiled(of) if isinstance(of, nn.Module) else of for name, of in parts.items()}
+        self.parts = parts
         self.device = next(parts["net"].parameters()).device
         self.lock, self.logged = None, False  # held inside the `with`; whether this step's loss was logged
         self.done, self.saved, self.history = 0, 0, {}
@@ -86,16 +89,12 @@ class Run:
         return self
 
     def __exit__(self, _kind, error: BaseException | None, _trace) -> None:
-        try:
-            if error is None and self.done > self.saved:  # left before its last step
-                self._save()
-        finally:
-            self.lock.release()
-            self.lock = None
-        if isinstance(error, KeyboardInterrupt):
+        self.lock.release()
+        self.lock = None
+        if isinstance(error, KeyboardInterrupt) or (error is None and not self.finished):
             nothing = "Nothing of it was saved yet (what was finished before is)"
             holds = f"{self.path} holds the run up to step {self.saved:,}" if self.saved else nothing
-            print(f"Interrupted. {holds}: run the cell again to go on.")
+            print(f"{'Interrupted' if error else 'Left early'}. {holds}: run the cell again to go on.")
         no_memory = ("can't allocate memory", "MPS backend out of memory")
         if isinstance(error, torch.cuda.OutOfMemoryError) or any(words in str(error) for words in no_memory):
             batch = self.settings.get("batch", 1)
@@ -109,7 +108,7 @@ class Run:
     def __iter__(self) -> Iterator[int]:
         if self.lock is None:
             raise TrainingError("begin a run by `with Run(…) as run:`, which resumes it and keeps others out.")
-        r, clock = self.settings, time.perf_counter()
+        r, clock, last = self.settings, time.perf_counter(), time.monotonic()
         self._show()
         for step in range(self.done, r["steps"]):
             seed_step(r["seed"], step)  # so that a resumed run draws what it would have drawn
@@ -122,8 +121,9 @@ class Run:
             before, clock = clock, time.perf_counter()
             self.log(seconds=clock - before)
             self.done = step + 1
-            if self.done % self.save_every == 0 or self.finished:
+            if self.done % self.save_every == 0 or self.finished or time.monotonic() - last > SAVE_SECONDS:
                 self._save()
+                last = time.monotonic()
             self._show()
 
     def log(self, **values: Tensor | float) -> None:
@@ -145,11 +145,10 @@ class Run:
             intact = f" The checkpoint of step {self.saved:,} is intact." if self.saved else ""
             advice = "Set AMP to False in the settings to go on, or lower LR (try half) to begin anew, and run the "
             raise TrainingError(f"the loss is not finite near step {self.done:,}.{intact} {advice}notebook from there.")
-        about = {name: _one_after_another(self.made.get(name), of) for name, of in self.about.items()}
-        self.made = environment(self.device) | about
+        self.made = joined(self.made, environment(self.device) | self.about)
         history = {name: values.cpu() for name, values in self.history.items()}
         state = {"step": self.done, "history": history, "settings": self.text, "code": _code(), "made": self.made}
-        state["parts"] = {name: plain(part.state_dict()) for name, part in self.parts.items()}
+        state["parts"] = {name: plain(plain_state(part)) for name, part in self.parts.items()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getvalue()
@@ -187,7 +186,7 @@ class Run:
 
     def _load(self, states: dict[str, dict]) -> None:
         """Load the states of all parts, or of none. A GradScaler that the run began without stays a fresh one."""
-        before = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
+        before = {name: copy.deepcopy(plain_state(part)) for name, part in self.parts.items()}
         try:
             self._load_parts(states)
         except Exception as error:
@@ -198,12 +197,16 @@ class Run:
     def _load_parts(self, states: dict[str, dict]) -> None:
         for name, part in self.parts.items():
             if states[name]:  # empty: of a GradScaler that is not needed
-                part.load_state_dict(states[name])
+                load_plain_state(part, states[name])
 
 
-def _one_after_another(before: str | None, now: str) -> str:
-    """What a run was made with, first before and then after it was resumed."""
-    return now if before is None or before == now else before.removesuffix(f", then {now}") + f", then {now}"
+def joined(before: dict, now: dict) -> dict:
+    """What a card says of two parts of one run: of the later one; device, versions and precision of both."""
+    said = dict(now)
+    for key in before.keys() & {"device", "python", "torch", "precision"} & now.keys():
+        if before[key] != now[key]:
+            said[key] = before[key].removesuffix(f", then {now[key]}") + f", then {now[key]}"
+    return said
 
 
 def _locked(path: Path) -> FileLock:

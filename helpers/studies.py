@@ -180,11 +180,13 @@ def fid_of(
     seeds: list[int],
     known: dict,
     device: torch.device,
+    amp: torch.dtype = torch.float32,
 ) -> dict:
     """The judges' figures of so many samples, of each class as many: those of the first seed, and each seed's FID.
 
     draw(labels, seed=…, **sampling) -> images; real: the test images; sampling: arguments of `diffusion.sample`.
-    known: figures that are there, and returned where they were measured like this. device: for the card.
+    known: figures that are there, and returned where they were measured like this. device, amp: what was drawn on and
+    in, for the card.
     """
     sigmas, solver = sampling["sigmas"], sampling.get("solver", diffusion.dpm_solver_steps)
     (how,) = (name for name, of in diffusion.SOLVERS.items() if of is solver)
@@ -198,6 +200,7 @@ def fid_of(
         "protocol": f"clean-fid features, {samples:,} samples against the {len(real):,} CIFAR-100 test images",
         "sampler": f"{how}, {guided.format(**sampling)}",
         "denoiser_evaluations": diffusion.evaluations(**sampling),
+        "drawn_in": str(amp),
     }
     if all(known.get(key) == value for key, value in about.items()):
         return known

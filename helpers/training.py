@@ -41,11 +41,26 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """A module without what `torch.compile` has put around it or around its parts; it holds the very same tensors."""
+    """A copy of one's own, in place, without what `torch.compile` has put around it, its parts and their forwards."""
     module = getattr(module, "_orig_mod", module)
-    twin = copy.copy(module)
-    twin._modules = {name: of if of is None else uncompiled(of) for name, of in module._modules.items()}
-    return twin
+    for part in module.modules():
+        part.__dict__.pop("forward", None)
+        part._modules.update({name: of._orig_mod for name, of in part._modules.items() if hasattr(of, "_orig_mod")})
+    return module
+
+
+def plain_state(part) -> dict:
+    """The state of a module by the names that it has when nothing of it is compiled; of anything else, its state."""
+    state = part.state_dict()
+    return {key.replace("_orig_mod.", ""): of for key, of in state.items()} if isinstance(part, nn.Module) else state
+
+
+def load_plain_state(part, state: dict) -> None:
+    """Load what `plain_state` returned, of the module itself or of a compiled one, into this or a compiled one."""
+    if isinstance(part, nn.Module):
+        names = {key.replace("_orig_mod.", ""): key for key in part.state_dict()}
+        state = {names.get(key, key): of for key, of in state.items()}
+    part.load_state_dict(state)
 
 
 def lr_factor(step: int, steps: int, *, warmup: int = 0, decay: float = 1.0) -> float:
@@ -107,7 +122,7 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay, self.updates = decay, 0
-        self.module = copy.deepcopy(uncompiled(module)).eval().requires_grad_(False)
+        self.module = uncompiled(copy.deepcopy(module)).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:

@@ -92,3 +92,10 @@ def test_every_batch_is_whole_and_no_epoch_shows_an_example_twice(count, size):
         shown = [batches.batch(images, labels, size, 1, epoch * each + i)[0] for i in range(each)]
         assert [len(of) for of in shown] == [size] * each
         assert len(torch.cat(shown).unique()) == size * each
+
+
+def test_labels_go_with_their_images():
+    images = torch.arange(40)
+    for step in range(12):
+        shown, labels = batches.batch(images, images % 7, 6, 2, step)
+        assert torch.equal(labels, shown % 7)

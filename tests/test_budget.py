@@ -98,3 +98,10 @@ def test_steps_of_a_scale_that_has_fallen_to_nothing_are_not_counted():
     assert scaler.get_scale() == 0
     assert budget.steps_used == 0
     assert torch.equal(weight, torch.ones(1))
+
+
+def test_a_budget_holds_what_it_loads_and_nothing_of_its_own():
+    budget = Budget(parameters=1, steps=10)
+    budget.steps_used = 3
+    budget.load_state_dict({"steps_used": 5})
+    assert budget.state_dict() == {"steps_used": 5}

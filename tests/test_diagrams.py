@@ -22,6 +22,9 @@ def test_digit_sum_shows_the_nets_own_distributions():
     figure = diagrams.digit_sum(net, image, (3, 4, 5))
     read = net.digit_log_probabilities(batches.normalise(image[None]))[0].exp().detach()
     axes = {axis.get_label(): axis for axis in figure.axes}
+    np.testing.assert_array_equal(axes["image"].images[0].get_array(), image.permute(1, 2, 0).numpy())
+    answer = int(net(batches.normalise(image[None]))[0].argmax()) + 1
+    assert f"read {answer} (" in axes["sum"].get_title(loc="left")
     for channel in range(3):
         np.testing.assert_array_equal(axes[str(channel)].images[0].get_array(), image[channel].numpy())
         heights = [bar.get_height() for bar in axes[f"r{channel}"].patches]
@@ -128,3 +131,30 @@ def test_a_picture_leaves_the_net_in_the_mode_and_with_the_statistics_that_it_ha
     assert all(part.training for part in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not any(part._forward_hooks for part in net.modules())
+
+
+@pytest.mark.parametrize("net", [unet.UNet(), unet.plain(), unet.UNet((16, 16, 32), (1, 2, 1), loops=(2, 1, 2))])
+def test_everything_of_the_u_lies_inside_the_picture_and_where_it_belongs(net):
+    figure = diagrams.unet_diagram(net)
+    axis = figure.axes[0]
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    for x, y in (text.get_position() for text in axis.texts):
+        assert left <= x <= right
+        assert bottom <= y <= top
+    texts = {text.get_text(): text.get_position() for text in axis.texts}
+    assert {"32×32", "16×16", "8×8"} <= texts.keys()
+    boxes, spans = diagrams._boxes_of_the_u(net)
+    centres = [patch.get_x() + patch.get_width() / 2 for patch in axis.patches if hasattr(patch, "get_width")]
+    for level, _, first, last in spans:
+        if net.loops[level] > 1:
+            middle = (centres[first] + centres[last]) / 2
+            said = [text.get_position()[0] for text in axis.texts if text.get_text() == f"{net.loops[level]} times"]
+            assert any(x == pytest.approx(middle) for x in said)
+    entrances = {
+        part.weight.numel() + part.bias.numel() for part in (*net.enter_down, *net.enter_up) if count_parameters(part)
+    }
+    assert {parameters for _, name, parameters in boxes if name == "1×1"} == entrances
+    shown = [int(text.replace(",", "")) for text in texts if re.fullmatch(r"[\d,]+", text)]
+    assert set(shown) >= {parameters for *_, parameters in boxes}
+    every = sum(int(t.get_text().replace(",", "")) for t in axis.texts if re.fullmatch(r"[\d,]+", t.get_text()))
+    assert every == count_parameters(net)

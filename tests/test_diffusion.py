@@ -557,3 +557,17 @@ def test_the_null_label_draws_what_the_network_says_of_no_class(denoiser):
     for beyond in (6, -1):
         with pytest.raises(ValueError, match="labels must be in 0…4"):
             diffusion.sample(denoiser, torch.tensor([beyond]), sigmas=SHORT)
+
+
+def test_rows_are_one_for_each_image_and_batches_of_one_or_more(denoiser):
+    options = {
+        "solver": diffusion.ddpm_steps,
+        "sigmas": SHORT,
+        "noise": diffusion.starting_noise(1, 0).expand(2, -1, -1, -1),
+    }
+    same, other = (diffusion.sample(denoiser, [1, 1], rows=rows, **options) for rows in ([0, 0], [0, 1]))
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(other[0], other[1])
+    for wrong in ({"rows": [0]}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="a row for each of 2 labels and a batch of 1 or more"):
+            diffusion.sample(denoiser, [1, 1], **options | wrong)

@@ -235,3 +235,9 @@ def test_mean_distance_takes_off_the_chance_of_either_set(rng):
     apart = (a.mean(0) - b.mean(0)).square().sum() - a.var(0).sum() / 20 - b.var(0).sum() / 500
     for one, other in ((a, b), (b, a)):
         assert fid.mean_distance(one, other) == pytest.approx(float(apart) ** 0.5, rel=1e-4)
+
+
+def test_the_nearest_images_are_not_sought_among_floats():
+    images = data.photographs()[0]
+    with pytest.raises(TypeError, match="uint8"):
+        fid.nearest(images.float() / 127.5 - 1, images, 1)

@@ -110,3 +110,10 @@ def test_what_is_made_plain_keeps_its_kind():
     plain = files.plain(state)
     assert plain == {"a": (0.5, [2, {"b": (True,)}]), 3: None}
     assert [type(of) for of in (plain["a"], plain["a"][0], plain["a"][1][0], [*plain][1])] == [tuple, float, int, int]
+
+
+@pytest.mark.parametrize("wrong", ["", "0" * 64, hashlib.sha256(b"other").hexdigest()])
+def test_bytes_of_another_hash_or_of_none_are_refused(wrong):
+    with pytest.raises(files.DataError, match="name is missing or damaged .*: do this"):
+        files.verified(b"bytes", wrong, "name", "do this")
+    assert files.verified(b"bytes", hashlib.sha256(b"bytes").hexdigest(), "name", "") == b"bytes"

@@ -11,6 +11,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now, self.shown = 0.0, []
         monkeypatch.setattr(live.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(live, "get_ipython", lambda: SimpleNamespace(execution_count=1))
         monkeypatch.setattr(live, "display", lambda what, display_id: self.shown.append(what) or self)
 
     def update(self, what):
@@ -57,3 +58,16 @@ def test_a_line_that_goes_on_in_another_cell_shows_itself_there(monkeypatch):
         line(done, 2)
     assert [shown.data for shown in clock.shown] == ["features: 1 of 2"] * 2
     assert updated == ["features: 2 of 2"] * 2
+
+
+def test_in_a_script_there_are_words_in_place_of_what_only_a_notebook_can_show(capsys, monkeypatch):
+    clock, line, show = Clock(monkeypatch), live.Line("samples"), live.Curves(steps=100, name="a run:")
+    monkeypatch.setattr(live, "get_ipython", lambda: None)
+    for done in (50, 100):
+        line(done, 100)
+    assert capsys.readouterr().out == "\rsamples: 50 of 100\rsamples: 100 of 100\n"
+    for step in (0, 1, 2, 100):
+        clock.now += 60
+        show(step, {"loss": torch.ones(100)})
+    assert capsys.readouterr().out.splitlines() == ["a run: step 2 of 100, about 98 min left", "a run: 100 steps done"]
+    assert clock.shown == []

@@ -15,7 +15,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import batches, data, demo, diffusion, fid, files, plane, reports, results, settings, studies, unet, walks
+from helpers import (
+    batches,
+    classifiers,
+    data,
+    demo,
+    diffusion,
+    fid,
+    files,
+    plane,
+    reports,
+    results,
+    settings,
+    studies,
+    unet,
+    walks,
+)
 from tests.pages import NOTEBOOKS, ROOT, beginning, code, definitions, run, settings_cell, training_loop
 
 FULL_SIZE = {
@@ -206,7 +221,7 @@ def test_the_classifiers_loop_learns_and_logs_what_it_did(tmp_path):
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_loops_train_in_float16_as_on_a_card_without_bfloat16(number, tmp_path):
-    train, kernel = training_loop(number, tmp_path, STEPS=2, BATCH=2, NEON_STEPS=0)
+    train, kernel = training_loop(number, tmp_path, STEPS=2, BATCH=2, NEON_STEPS=0, LR=1e-4)
     kernel["amp"] = torch.float16
     _, history, certificate = train()
     assert history["loss"].isfinite().all()
@@ -361,7 +376,7 @@ def test_a_diffusion_run_of_another_kind(changes, tmp_path, cifar):
     assert kernel["card"]["settings"]["prediction"] == changes.get("PREDICTION", "edm")
     assert kernel["card"]["metrics"]["n"] == 10
     assert kernel["card"]["device"]
-    assert kernel["GUIDANCE"] == 1  # in both no label is hidden, so there is nothing to guide with
+    assert kernel["guidance"] == 1  # in both no label is hidden, so there is nothing to guide with
     assert not kernel["measuring"]
 
 
@@ -534,20 +549,6 @@ def test_the_demo_trains_beside_the_rest_and_the_page_is_about_the_shipped_net(p
     assert kernel["card"]["sha256"] == results.load_card(kernel["card"]["name"])["sha256"]
 
 
-@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-def test_the_shipped_classifiers_do_as_their_cards_say_to_the_image(monkeypatch, capsys):
-    """Without a download: on the digits that travel along."""
-    monkeypatch.setenv("DATA", "demo")
-    monkeypatch.setenv("TRAIN", "no")
-    monkeypatch.chdir(ROOT)
-    starts = "test_images, test_labels = ", "recipe = ", "pair = {", "folder = results.newest(RUNS", "share = "
-    definitions(NOTEBOOKS[0], *starts)
-    said = capsys.readouterr().out
-    for name in ("classifier_paper", "classifier_best"):
-        first = results.load_card(name)["seeds"][0]["test_accuracy"]
-        assert f"{first:.2%} of 10,000 images, AddNIST rebuilt from MNIST; its card: {first:.2%}" in said
-
-
 def others(path):
     """Another value for each setting of a page that only numbers depend on, within its rule."""
     values = {name: ast.literal_eval(of) for name, (of,) in _assignments(settings_cell(path)["source"]).items()}
@@ -607,7 +608,7 @@ def test_page_2_records_how_neon_and_the_judged_samples_were_drawn_whatever_the_
         for start in (
             "neon = {",
             "base, log, certificate =",
-            "judging = (judging",
+            "judging = (judges",
             "sampling = {",
             "studies.fid_of(",
         )
@@ -659,8 +660,74 @@ def test_page_1_records_the_settings_that_each_net_was_trained_by(tmp_path, monk
     addnist = data.addnist
     monkeypatch.setattr(data, "addnist", few)
     monkeypatch.setattr(data, "ADDNIST", {"demo": "printed digits"})
-    kernel |= {"demo": False, "VIEWS": 1}
+    kernel |= {"small": {}, "VIEWS": 1}
     exec(cells[keeps]["source"], kernel)
     card = results.load_card("classifier_best", tmp_path)
     assert card["settings"] == json.loads(json.dumps(asked))
     assert ([row["seed"] for row in card["seeds"]], card["data"]) == ([5], "printed digits")
+
+
+SHOWN = {  # what is shown without a training, a download or a sample: cells that make what the others need, and these
+    "01_classifier": (["limits = Budget(", "recipe = ", "pair = {", "= results.newest(RUNS", "test_labels ="],
+                      ["layer_diagram(", "adder_diagram(", "doubt = ", "classifier_table(", "share = ",
+                       "reports.ablation(", "reports.answers(", "reports.misread(", "reports.sure_and_wrong(",
+                       "(3, 5, 8)]"]),
+    "02_diffusion": ([], ["unet_diagram(", "fid_waterfall(", "reports.samplers(", "speed_table("]),
+    "03_interpolation": ([], ["growth_curves(", "smoothness_table(", "middles_table("]),
+}  # fmt: skip
+
+
+def said_by(outputs):
+    """The words of a cell's outputs: what is printed, tables, and the sentences that describe its pictures."""
+    words = []
+    for output in outputs:
+        if output["output_type"] == "stream":
+            words.append("".join(output["text"]))
+        words.append("".join(output.get("data", {}).get("text/markdown", "")))
+        words.append(output.get("metadata", {}).get("image/png", {}).get("alt", ""))
+    return "\n".join(part.strip() for part in words if part.strip())
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_stored_lines_tables_and_pictures_are_what_the_code_makes_of_the_shipped_cards(
+    path, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(ROOT)
+    for name, value in {"DATA": "demo", "TRAIN": "no"}.items():
+        monkeypatch.setenv(name, value)
+    kernel = run(path, beginning(path), RUNS=str(tmp_path), **full(path))
+    makes, shows = SHOWN[path.stem]
+    if path == NOTEBOOKS[0]:
+        kernel["net"], kernel["digits"] = classifiers.DigitSumClassifier(), data.digits("", "test")
+        results.load_weights("classifier_best", kernel["net"])
+    else:
+        name = "interpolation" if path == NOTEBOOKS[2] else "diffusion_sweep"
+        denoiser, card = studies.load_denoiser("diffusion", results.WEIGHTS)
+        four = walks.REPORT, walks.SHARED, walks.STRAIGHT, walks.GLIDE
+        kernel |= {"card": card, "ours": denoiser, "four": four, "measured": results.load_card(name), "trains": False}
+    found = 0
+    for cell in code(path):
+        if any(start in cell["source"] for start in makes):
+            exec(cell["source"], kernel)
+        if any(start in cell["source"] for start in shows):
+            capsys.readouterr()
+            body = ast.parse(cell["source"]).body
+            *first, last = body if isinstance(body[-1], ast.Expr) else [*body, ast.parse("None").body[0]]
+            if "growth_curves(" not in cell["source"]:  # which measures first
+                exec(compile(ast.Module(first, []), path.name, "exec"), kernel)
+            out = eval(compile(ast.Expression(last.value), path.name, "eval"), kernel)
+            words = [capsys.readouterr().out.strip(), getattr(out, "alt", ""), str(getattr(out, "data", ""))]
+            assert "\n".join(part.strip() for part in words if part.strip()) == said_by(cell["outputs"])
+            found += 1
+    assert found == len(shows)
+    for name in ("classifier_paper", "classifier_best") if path == NOTEBOOKS[0] else ():
+        first = results.load_card(name)["seeds"][0]["test_accuracy"]
+        line = f"{first:.2%} of 10,000 images, AddNIST rebuilt from MNIST; its card: {first:.2%}"
+        assert line in json.dumps(json.loads(path.read_text())["cells"], ensure_ascii=False)  # to the image
+
+
+def full(path):
+    """The settings of a page as they are written, in place of the mocks."""
+    return {name: ast.literal_eval(of) for name, (of,) in _assignments(settings_cell(path)["source"]).items()
+            if name not in ("RUNS", "DATA", "TRAIN")}  # fmt: skip

@@ -36,10 +36,11 @@ def test_neon_on_a_spiral_gets_worse_one_way_and_better_the_other():
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    samples = plane.neon(spiral, weights=(-1, 0, 1))
+    samples = plane.neon(spiral, weights=(-1, 0, 1e-6, 1))
     assert torch.get_num_threads() == 2
     assert torch.equal(torch.rand(2), expected)  # nor are random numbers what they would not have been
     torch.set_num_threads(threads)
+    torch.testing.assert_close(samples.pop(1e-6), samples[0], atol=1e-3, rtol=0)  # all from the same noises
     worse, base, better = (torch.cdist(of, spiral).amin(dim=1).mean() for of in samples.values())
     assert better < base < worse
 
@@ -64,3 +65,10 @@ def test_the_dots_called_noise_are_where_the_ways_begin():
     dots = {line.get_label(): line.get_xydata() for line in figure.axes[1].lines}
     np.testing.assert_allclose(dots["noise"], way[0])
     assert any(np.allclose(at, way[-1]) for name, at in dots.items() if name != "noise" and len(at) == 3)
+
+
+def test_neons_samples_are_measured_by_their_distance_from_the_points_not_the_other_way_round():
+    points = torch.stack([torch.linspace(-1, 1, 9), torch.zeros(9)], dim=1)
+    on, off = torch.zeros(5, 2), torch.stack([torch.linspace(-1, 1, 5), torch.full((5,), 0.3)], dim=1)
+    figure = plane.neon_panels(points, {-1: off, 0: off, 1: on})  # all on one of the points; near all, on none
+    np.testing.assert_allclose(figure.axes[3].lines[0].get_ydata(), [0.3, 0.3, 0.0], atol=1e-6)

@@ -274,3 +274,8 @@ def test_fewer_captions_than_images_name_the_first_ones():
 def test_curves_that_fall_by_more_than_thirty_times_are_drawn_on_a_logarithmic_axis(low, log):
     figure = plots.training_curves({"a": {"loss": torch.linspace(1.0, low, 20)}})
     assert (figure.axes[0].get_yscale() == "log") == log
+
+
+def test_curves_may_be_losses_with_their_gradients():
+    loss = torch.ones(9, requires_grad=True) * 2
+    assert plots.training_curves({"a": {"loss": loss}}).axes[0].lines[0].get_ydata()[0] == 2

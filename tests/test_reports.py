@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from helpers import classifiers, data, reports, results, walks
+from helpers import classifiers, data, reports, results, studies, walks
 
 
 def test_errors_are_counts_of_ten_thousand():
@@ -175,3 +175,38 @@ def test_confusions_and_blame_are_counted(monkeypatch, capsys):
     reports.sure_and_wrong(_always(3), images, labels)
     assert "3 of 4 answers are wrong, 2 of them by 1 misread digits." in capsys.readouterr().out
     assert reports.sure_and_wrong(_always(3), images[:1], labels[:1]) is None
+
+
+def test_the_loss_by_noise_is_drawn_over_a_logarithmic_axis_or_a_line_says_why_not(monkeypatch, capsys):
+    curve = torch.tensor([0.1, 1.0]), torch.tensor([2.0, 1.0])
+    monkeypatch.setattr(data, "cifar100", lambda root, split: (root, split))
+    monkeypatch.setattr(
+        studies, "loss_by_level", lambda net, sets, count: {f"{key} {of[0]}": curve for key, of in sets.items()}
+    )
+    axis = reports.loss_by_noise("net", "root").axes[0]
+    assert axis.get_xscale() == "log"
+    assert [line.get_label() for line in axis.lines] == ["train root", "test root"]
+    assert reports.loss_by_noise("net", None) is None
+    assert reports.nearest_photographs("samples", None, "cpu") is None
+    assert capsys.readouterr().out.count("needs CIFAR-100") == 2
+
+
+def test_the_nearest_photographs_stand_below_their_samples(monkeypatch):
+    images = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 32, 32).contiguous() * 12
+    monkeypatch.setattr(data, "cifar100", lambda root, split: {"train": (images, None)}[split])
+    figure = reports.nearest_photographs(images[[3, 9]], "root", torch.device("cpu"))
+    shown = [int(axis.images[0].get_array()[0, 0, 0]) // 12 for axis in figure.axes]
+    assert shown[:4] == [3, 9, 3, 9]
+    assert [set(shown[i::2][2:]) for i in (0, 1)] == [{2, 4}, {8, 10}]
+
+
+def test_the_report_stands_under_its_own_heading():
+    table = reports.classifier_table({"net": results.load_card("classifier_best")}).data.splitlines()
+    heads = [cell.strip() for cell in table[0].strip("|").split("|")]
+    rows = {
+        row[0]: dict(zip(heads, row, strict=True))
+        for row in cells(reports.classifier_table({"net": results.load_card("classifier_best")}))
+    }
+    assert rows["parameters"]["the report"] == "98,740"
+    assert rows["parameters"][reports.PLAYER] == "86,692"
+    assert rows["test accuracy, ± over batches"]["the report"] == "0.749 ± 0.025"

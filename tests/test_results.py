@@ -238,11 +238,12 @@ def test_other_weights_of_the_same_name_are_kept_and_said(tmp_path, capsys):
     first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     results.save_weights("net", first, {"steps": 50_000}, tmp_path)
     results.save_weights("net", first, {"more": 1}, tmp_path)  # the same: nothing to keep
-    assert not (tmp_path / "net-before.pt").exists()
+    assert len([*tmp_path.glob("net*.pt")]) == 1
     results.save_weights("net", second, {"steps": 2}, tmp_path)
-    assert "net: the weights of an earlier run are kept as net-before.pt and .json" in capsys.readouterr().out
+    kept = f"net-{results.fingerprint(first)[:8]}"
+    assert f"net: the weights of an earlier run are kept as {kept}.pt and .json" in capsys.readouterr().out
     for suffix in (".pt", ".json"):  # renamed, they are as they were
-        (tmp_path / f"net-before{suffix}").rename(tmp_path / f"net{suffix}")
+        (tmp_path / f"{kept}{suffix}").rename(tmp_path / f"net{suffix}")
     third = torch.nn.Linear(1, 1)
     assert results.load_weights("net", third, tmp_path)["steps"] == 50_000
     assert same(third.state_dict(), first.state_dict())
@@ -268,14 +269,18 @@ def test_killed_at_any_moment_of_saving_every_pair_is_whole_and_the_next_run_goe
                 results.save_weights("net", nets[2], {"run": 2}, folder)
         if then == "save":  # another run, before anything was loaded
             results.save_weights("net", nets[3], {"run": 3}, folder)
-        for name in ("net", "net-before"):
-            card = results.load_weights(name, loaded, folder)
-            assert same(loaded.state_dict(), nets[card["run"]].state_dict())
-        now, before = (results.load_card(name, folder)["run"] for name in ("net", "net-before"))
+        pairs = sorted(path.stem for path in folder.glob("*.json"))
+        kept = {}
+        for name in pairs:
+            kept.setdefault(results.load_weights(name, loaded, folder)["run"], name)
+            assert same(loaded.state_dict(), nets[results.load_card(name, folder)["run"]].state_dict())
         reached = 2 if moment == 6 else 1
-        assert (now, before) == ((3, reached) if then == "save" else (reached, 1 if moment > 2 else 0))
+        now = 3 if then == "save" else reached
+        assert kept[now] == "net"
+        assert kept.keys() >= {0, now, reached}  # nothing that was finished is lost
         results.save_weights("net", nets[3], {"run": 3}, folder)
-        assert len([*folder.iterdir()]) == 4  # nothing is left behind
+        kinds = [path.suffix for path in folder.iterdir()]
+        assert kinds.count(".pt") == kinds.count(".json") == len(kinds) / 2  # nothing is left behind
 
 
 def test_weights_that_another_page_loads_while_they_are_saved_are_saved(tmp_path, monkeypatch):
@@ -291,14 +296,28 @@ def test_weights_that_another_page_loads_while_they_are_saved_are_saved(tmp_path
     assert results.load_weights("net", nn.Linear(2, 2), tmp_path)["run"] == 1
 
 
-def test_no_half_of_a_pair_takes_the_place_of_an_earlier_one(tmp_path):
-    """Without their .pt, other weights are not kept, and those that were kept before stay."""
-    nets = [nn.Linear(2, 2) for _ in range(3)]
-    for run in (0, 1):
-        results.save_weights("net", nets[run], {"run": run}, tmp_path)
+def test_no_half_of_a_pair_is_kept(tmp_path):
+    nets = [nn.Linear(2, 2) for _ in range(2)]
+    results.save_weights("net", nets[0], {"run": 0}, tmp_path)
     (tmp_path / "net.pt").unlink()
-    results.save_weights("net", nets[2], {"run": 2}, tmp_path)
-    assert results.load_weights("net-before", nn.Linear(2, 2), tmp_path)["run"] == 0
+    results.save_weights("net", nets[1], {"run": 1}, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.pt"]
+
+
+def test_every_earlier_run_is_kept_and_what_was_found_of_it_comes_back_with_its_weights(tmp_path):
+    nets = [nn.Linear(2, 2) for _ in range(3)]
+    results.save_weights("net", nets[0], {"run": 0, "fid": 15.3}, tmp_path)
+    for run in (1, 2):
+        results.save_weights("net", nets[run], {"run": run}, tmp_path)
+    assert len([*tmp_path.glob("net-*.pt")]) == 2
+    assert results.save_weights("net", nets[0], {"run": 0}, tmp_path)["fid"] == 15.3
+
+
+def test_the_folder_of_the_shipped_weights_is_not_yours_by_whatever_path(monkeypatch):
+    monkeypatch.chdir(results.WEIGHTS.parent)
+    for runs in ("weights", "./weights", "tests/../weights", str(results.WEIGHTS)):
+        assert results.newest(runs, "diffusion") == results.WEIGHTS
+    assert results.whose(results.newest("weights", "diffusion")) == "The shipped weights"
 
 
 def test_a_compiled_net_is_saved_known_and_loaded_as_the_net_that_it_is(tmp_path):
@@ -370,3 +389,23 @@ def test_weights_do_not_go_into_a_net_without_memory():
         net = classifiers.PaperClassifier()
     with pytest.raises(DataError, match="holds no memory yet: call module.to_empty"):
         results.load_weights("classifier_paper", net)
+
+
+def test_weights_of_a_denoiser_of_another_prediction_are_refused_before_they_draw_noise():
+    net = unet.build_denoiser(results.load_card("diffusion_paper")["settings"]).net
+    with pytest.raises(DataError, match="a denoiser with prediction='epsilon': build one, not 'edm'"):
+        results.load_weights("diffusion_paper", diffusion.Denoiser(net))
+    results.load_weights("diffusion_paper", diffusion.Denoiser(net, "epsilon"))
+
+
+def test_every_kind_of_number_becomes_json(tmp_path):
+    kinds = [
+        np.array(2.5),
+        np.array(3),
+        np.float32(0.5),
+        np.int8(4),
+        np.bool_(True),
+        torch.tensor(7),
+        torch.tensor(True),
+    ]
+    assert results.save_card("card", {"all": kinds}, tmp_path)["all"] == [2.5, 3, 0.5, 4, True, 7, True]

@@ -411,7 +411,7 @@ def test_a_run_of_a_compiled_net_goes_on_with_the_plain_one_and_the_other_way_ro
         with Run(tmp_path, "net", settings, save_every=1, **own) as run:
             assert run.done == until
             if left:
-                assert same(left, [training.uncompiled(own["net"]).state_dict(), own["ema"].state_dict()])
+                assert same(left, [training.plain_state(own["net"]), own["ema"].state_dict()])
             for step in run:
                 if step > until:
                     break
@@ -419,7 +419,7 @@ def test_a_run_of_a_compiled_net_goes_on_with_the_plain_one_and_the_other_way_ro
                 own["optimizer"].step()
                 own["ema"].update(own["net"])
                 run.log(loss=0.0)
-        left = copy.deepcopy([training.uncompiled(own["net"]).state_dict(), own["ema"].state_dict()])
+        left = copy.deepcopy([training.plain_state(own["net"]), own["ema"].state_dict()])
 
 
 def test_a_run_that_cannot_resume_frees_its_file_at_once(tmp_path, monkeypatch):
@@ -435,7 +435,8 @@ def test_a_loss_with_its_gradient_is_logged_as_a_number_and_the_run_resumes(tmp_
     settings, net = {"steps": 6, "seed": 0, "lr": 0.1, "warmup": 0, "lr_decay": 1.0}, nn.Linear(2, 1)
     for until in (2, 5):
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-        with Run(tmp_path, "net", settings, net=net, optimizer=optimizer) as run:
+        with Run(tmp_path, "net", settings, save_every=1, net=net, optimizer=optimizer) as run:
+            assert run.done == (2 if until == 5 else 0)
             for step in run:
                 loss = net(torch.ones(1, 2)).square().mean()
                 loss.backward()
@@ -452,9 +453,41 @@ def test_each_precision_that_a_run_was_trained_in_is_noted(tmp_path):
     for until, precision in ((1, "bfloat16"), (2, "float32"), (3, "float32"), (4, "bfloat16")):
         net = nn.Linear(2, 1)
         optimizer = torch.optim.SGD(net.parameters(), 0.1)
-        with Run(tmp_path, "net", settings, about={"precision": precision}, net=net, optimizer=optimizer) as run:
+        about = {"precision": precision}
+        with Run(tmp_path, "net", settings, save_every=1, about=about, net=net, optimizer=optimizer) as run:
             for step in run:
                 if step == until:
                     break
                 run.log(loss=0.0)
     assert run.made["precision"] == "bfloat16, then float32, then bfloat16"
+
+
+def test_who_leaves_the_loop_early_hears_where_the_run_stands_and_no_half_step_is_saved(tmp_path, capsys):
+    """Whether the step's work was done cannot be known: the weights may be of the next step already, or not finite."""
+    for until in (1, 3):
+        net = nn.Linear(1, 1)
+        run = Run(tmp_path, "net", {"steps": 9, "seed": 0, "lr": 0.1, "warmup": 0, "lr_decay": 1.0}, save_every=2,
+                  net=net, optimizer=torch.optim.SGD(net.parameters(), 0.1))  # fmt: skip
+        with run:
+            for step in run:
+                run.log(loss=0.0)
+                if step == until:
+                    nn.init.constant_(net.weight, torch.nan)
+                    break
+        stands = "Nothing of it was saved yet" if until == 1 else "holds the run up to step 2"
+        assert f"Left early. {'' if until == 1 else run.path}" in (said := capsys.readouterr().out)
+        assert stands in said
+    with run:
+        assert (run.done, bool(net.weight.isfinite())) == (2, True)
+
+
+def test_a_slow_run_is_saved_every_five_minutes(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(runs.time, "monotonic", lambda: clock[0])
+    saved = []
+    with _run(tmp_path, save_every=1_000) as run:
+        for _ in run:
+            clock[0] += 200.0
+            run.log(loss=1.0)
+            saved.append(run.saved)
+    assert saved[:5] == [0, 0, 2, 2, 4]

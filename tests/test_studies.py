@@ -227,3 +227,8 @@ def test_what_loads_measures_and_counts_leaves_the_random_numbers_as_they_were()
     torch.manual_seed(3)
     used()
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_everywhere_is_every_level_that_is_visited():
+    everywhere = next(change["interval"] for change in studies.CHANGES if change.get("interval", [1])[0] == 0)
+    assert everywhere[1] >= float(diffusion.karras_sigmas(30)[0])

@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import subprocess
 import sys
 import textwrap
@@ -217,3 +218,50 @@ def test_nothing_large_is_first_imported_by_a_training_which_an_interrupt_would_
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["list", "weight norm", "forward", "part", "place"])
+def test_the_average_of_any_net_answers_as_a_copy_of_it_in_eval_mode(kind):
+    """Modules held in a list, parametrised ones, and whatever torch.compile has put anywhere."""
+
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.drop = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+            self.steps = [self.a, self.norm, self.drop]
+
+        def forward(self, x):
+            for step in self.steps:
+                x = step(x)
+            return x
+
+    torch.manual_seed(0)
+    net = Listed()
+    expected = copy.deepcopy(net).eval()
+    if kind == "weight norm":
+        net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Dropout(0.5))
+        expected = copy.deepcopy(net).eval()
+    elif kind == "forward":
+        net.forward = torch.compile(net.forward, backend="eager")
+    elif kind == "part":
+        net.steps = []
+        net = nn.Sequential(torch.compile(net.a, backend="eager"), net.norm, net.drop)
+        expected = nn.Sequential(expected.a, expected.norm, expected.drop)
+    elif kind == "place":
+        net.compile(backend="eager")
+    ema, x = training.EMA(net, 0.5), torch.randn(6, 3)
+    for _ in range(2):
+        torch.testing.assert_close(ema.module(x), expected(x))
+    assert net.training
+    assert not any(part.training for part in ema.module.modules())
+    net(x)
+    ema.update(net)  # with batch norm's statistics
+    if kind != "weight norm":
+        mine, new = (dict(of.named_buffers()) for of in (ema.module, net))
+        assert all(torch.equal(value, new[name]) for name, value in mine.items())
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "xpu", "meta"])
+def test_off_an_nvidia_gpu_nothing_is_recorded(device):
+    function = lambda x: x  # noqa: E731
+    assert training.recorded(function, torch.device(device)) is function
