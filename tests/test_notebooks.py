@@ -577,6 +577,7 @@ def test_page_3_records_how_the_ways_were_walked_whatever_the_settings_say_when_
     seen = {}
     monkeypatch.setattr(walks, "smoothness", lambda net, ways, judge, *how: seen.update(ways=ways, how=how) or {})
     monkeypatch.setattr(walks, "middles", lambda net, how, judge, images, *by: seen.update(middle=how, by=by) or {})
+    monkeypatch.setattr(walks, "there_and_back", lambda *_: (None, None, {}))
     monkeypatch.setattr(reports, "growth_curves", lambda *_: None)
     exec(cells[at]["source"], kernel)
     said = results.load_card("interpolation", tmp_path)["settings"]
