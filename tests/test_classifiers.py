@@ -223,4 +223,5 @@ def test_the_deeper_paper_net_has_a_nonlinearity_after_every_convolution():
     layers = classifiers.DeeperPaperClassifier().convolutions
     following = [layers[i + 1] for i, layer in enumerate(layers) if isinstance(layer, torch.nn.Conv2d)]
     assert len(following) == 8
+    assert [type(layer) for layer in layers if "Pool" in type(layer).__name__] == [torch.nn.MaxPool2d] * 3
     assert all(isinstance(layer, torch.nn.ReLU) for layer in following)

@@ -351,6 +351,7 @@ def test_demo_shapes_are_of_the_colours_that_they_are_called():
         "pink": 320,
     }
     images, labels = data.cifar100("", "test", "demo")
+    assert images.shape == (1000, 3, 32, 32)
     for colour in demo_sets.COLOURS:
         for label in (demo_sets.CLASSES.index(f"{colour} {shape}") for shape in ("square", "disc")):
             middle = images[labels == label][:, :, 14:18, 14:18].float().mean(dim=(0, 2, 3)) / 255

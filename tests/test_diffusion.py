@@ -302,7 +302,9 @@ def test_guidance(denoiser):
         null = denoiser(x, 1.0, torch.tensor([5, 5]))
         assert torch.equal(diffusion.guided(denoiser, labels, 1.0)(x, 1.0), plain)
         assert torch.equal(diffusion.guided(denoiser, labels, 3.0, (2.0, 9.0))(x, 1.0), plain)
-        torch.testing.assert_close(diffusion.guided(denoiser, labels, 3.0)(x, 1.0), null + 3 * (plain - null))
+        for scale in (3.0, 0.5, 0.0, -1.0):
+            found = diffusion.guided(denoiser, labels, scale)(x, 1.0)
+            torch.testing.assert_close(found, null + scale * (plain - null))
 
 
 @pytest.mark.parametrize(

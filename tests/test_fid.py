@@ -241,3 +241,15 @@ def test_the_nearest_images_are_not_sought_among_floats():
     images = data.photographs()[0]
     with pytest.raises(TypeError, match="uint8"):
         fid.nearest(images.float() / 127.5 - 1, images, 1)
+    with pytest.raises(TypeError, match="uint8"):
+        fid.nearest(images.float(), images.float(), 1)
+
+
+def test_a_copy_is_told_from_an_image_that_differs_in_a_single_level(rng):
+    """Bright images, whose distances a product of matrices would round away."""
+    image = torch.randint(200, 256, (1, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    images = image.repeat(40, 1, 1, 1)
+    for row in range(40):
+        if row != 23:
+            images[row, 0, 0, row % 32] -= 1 + row % 3
+    assert fid.nearest(image, images, 1).item() == 23

@@ -1,5 +1,6 @@
 import gc
 import hashlib
+import os
 import socket
 import threading
 import warnings
@@ -117,3 +118,26 @@ def test_bytes_of_another_hash_or_of_none_are_refused(wrong):
     with pytest.raises(files.DataError, match="name is missing or damaged .*: do this"):
         files.verified(b"bytes", wrong, "name", "do this")
     assert files.verified(b"bytes", hashlib.sha256(b"bytes").hexdigest(), "name", "") == b"bytes"
+
+
+def test_what_is_written_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    """Out of Python's own buffer, too, when the system is asked to write."""
+    moments, replace = [], os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda handle: moments.append(os.fstat(handle).st_size))
+    monkeypatch.setattr(files.os, "replace", lambda *where: moments.append("named") or replace(*where))
+    files.write_atomically(tmp_path / "few", b"12345")
+    assert moments == [5, "named"]
+
+
+@pytest.mark.parametrize("goes_wrong", [False, True])
+def test_the_time_that_others_wait_for_a_host_stays_theirs(goes_wrong):
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(7.0)
+    try:
+        with suppress(files.DataError), files.clear_errors("it", "do this"):
+            assert socket.getdefaulttimeout() == files.PATIENCE
+            if goes_wrong:
+                raise OSError
+        assert socket.getdefaulttimeout() == 7.0
+    finally:
+        socket.setdefaulttimeout(before)

@@ -291,3 +291,9 @@ def test_unevenness_is_of_the_frames_that_the_first_stride_leaves():
     )  # steps of 1, 3, 1, 3; every second: 4, 4
     assert float(interpolation.smoothness(points, every=(2, 1))["unevenness"][0]) == 1
     assert float(interpolation.smoothness(points, every=(1, 2))["unevenness"][0]) == 1.5
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6])
+def test_vectors_of_any_size_go_the_same_way(pair, size):
+    a, b = (of.double() for of in pair)
+    torch.testing.assert_close(slerp(size * a, size * b, 0.3) / size, slerp(a, b, 0.3))

@@ -409,3 +409,16 @@ def test_every_kind_of_number_becomes_json(tmp_path):
         torch.tensor(True),
     ]
     assert results.save_card("card", {"all": kinds}, tmp_path)["all"] == [2.5, 3, 0.5, 4, True, 7, True]
+
+
+def test_an_answer_has_four_digits_however_small_it_is(tmp_path, capsys):
+    net, x = nn.Linear(2, 2), torch.ones(3, 2)
+    with torch.no_grad():
+        net.weight.copy_(1e-5 * torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+        net.bias.zero_()
+    card = results.save_weights("net", net, {}, tmp_path, (x,))
+    out = net(x)
+    assert card["answer"] == [
+        pytest.approx(float(value), rel=1e-3) for value in (out.mean().detach(), out.std().detach())
+    ]
+    assert card["answer"][0] > 0

@@ -491,3 +491,13 @@ def test_a_slow_run_is_saved_every_five_minutes(tmp_path, monkeypatch):
             run.log(loss=1.0)
             saved.append(run.saved)
     assert saved[:5] == [0, 0, 2, 2, 4]
+
+
+def test_the_seconds_of_a_step_are_its_own(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
+    with _run(tmp_path) as run:
+        for step in run:
+            clock[0] += step + 1
+            run.log(loss=1.0)
+    assert run.history["seconds"].tolist() == [step + 1 for step in range(run.settings["steps"])]

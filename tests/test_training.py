@@ -265,3 +265,10 @@ def test_the_average_of_any_net_answers_as_a_copy_of_it_in_eval_mode(kind):
 def test_off_an_nvidia_gpu_nothing_is_recorded(device):
     function = lambda x: x  # noqa: E731
     assert training.recorded(function, torch.device(device)) is function
+
+
+def test_every_group_of_weights_gets_the_rate():
+    net = nn.Sequential(nn.Linear(12, 12), nn.Linear(2, 2))
+    for optimizer in (muon.Muon(net, 0.1), torch.optim.SGD([{"params": part.parameters()} for part in net], 0.1)):
+        training.set_lr(optimizer, 0.25)
+        assert [float(group["lr"]) for group in optimizer.param_groups] == [0.25] * 2

@@ -31,6 +31,13 @@ def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch)
     }  # fmt: skip
 
 
+def test_what_is_noted_of_the_ways_is_read_off_them():
+    sampling = {"sigmas": diffusion.karras_sigmas(6), "guidance": 2.0, "interval": (0.1, 5.0)}
+    assert walks.about(walks.ways(sampling, 9), 4, 3) == {
+        "rows": 4, "sampler_steps": 6, "guidance": 2.0, "seed": 3, "interval": (0.1, 5.0), "ancestral_steps": 9,
+    }  # fmt: skip
+
+
 def test_each_way_is_what_its_name_says():
     sampling = {"sigmas": "ours", "guidance": 2.0}
     for name, how in walks.ways(sampling, 7).items():

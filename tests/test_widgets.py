@@ -177,3 +177,17 @@ def test_digit_explorer_draws():
 def test_a_walk_of_one_frame_is_refused(denoiser):
     with pytest.raises(ValueError, match="two frames or more, got 1"):
         widgets.walk_explorer(denoiser, CLASSES, start=("ant", "bee"), guidance=1.0, interval=(0.0, 9.0), frames=1)
+
+
+def test_the_same_digit_in_three_channels_is_three_handwritings(monkeypatch):
+    images = torch.arange(200, dtype=torch.uint8)[:, None, None].expand(200, 28, 28).contiguous()
+    seen, draw = [], diagrams.digit_sum
+    monkeypatch.setattr(
+        diagrams,
+        "digit_sum",
+        lambda net, image, digits: seen.append(image[:, 0, 0].tolist()) or draw(net, image, digits),
+    )
+    explorer = widgets.digit_explorer(classifiers.DigitSumClassifier(), images, torch.arange(200) % 10)
+    explorer.choose(red=4, green=4, blue=4)
+    assert [pixel % 10 for pixel in seen[-1]] == [4, 4, 4]
+    assert len(set(seen[-1])) > 1
