@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from helpers.batches import normalise, to_uint8
 from helpers.budget import count_parameters
 from helpers.classifiers import DigitSumClassifier
-from helpers.plots import BLUE, INK, ORANGE, Picture, blank, empty, image_grid, in_our_look, said
+from helpers.figures import BLUE, INK, ORANGE, Picture, blank, empty, in_our_look, said
+from helpers.plots import image_grid
 from helpers.training import uncompiled
 
 COLOUR_NAMES = "red", "green", "blue"

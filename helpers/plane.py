@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from helpers import diffusion, training
 from helpers.batches import seeded
-from helpers.plots import BLUE, INK, ORANGE, Picture, empty, in_our_look, said
+from helpers.figures import BLUE, INK, ORANGE, Picture, empty, in_our_look, said
 
 
 @in_our_look

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from helpers import classifiers, data, fid, plots, results, studies
 from helpers.batches import normalise
-from helpers.plots import Picture
+from helpers.figures import Picture
 from helpers.walks import GLIDE
 
 PLAYER = "the same game, another player"  # GitHub, w1ll-farmer/Deep-Learning

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.files import DataError, load_tensors, verified, write_atomically
-from helpers.training import load_plain_state, plain_state, uncompiled
+from helpers.training import load_uncompiled_state, uncompiled, uncompiled_state
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # what the bundle ships
 
@@ -50,12 +50,12 @@ def whose(folder: str | Path) -> str:
     return "The shipped weights" if Path(folder) == WEIGHTS else f"Your own weights, in {folder}"
 
 
-def _plain(value):
+def _for_json(value):
     """What JSON can hold in place of what it cannot: lists for tensors, their numbers of five digits, null for NaN."""
     if isinstance(value, dict):
-        return {key.item() if isinstance(key, np.generic) else key: _plain(of) for key, of in value.items()}
+        return {key.item() if isinstance(key, np.generic) else key: _for_json(of) for key, of in value.items()}
     if isinstance(value, list | tuple) or (isinstance(value, Tensor | np.ndarray) and value.ndim):
-        return [_plain(of) for of in value]
+        return [_for_json(of) for of in value]
     number = value.item() if isinstance(value, Tensor | np.generic | np.ndarray) else value
     if not isinstance(number, float):
         return number
@@ -69,7 +69,7 @@ def save_card(name: str, card: dict, folder: str | Path) -> dict:
 
     Returns it as it will be read.
     """
-    text = json.dumps(_plain({**card, "name": name}), indent=1, allow_nan=False, default=str) + "\n"
+    text = json.dumps(_for_json({**card, "name": name}), indent=1, allow_nan=False, default=str) + "\n"
     write_atomically(Path(folder) / f"{name}.json", text.encode())
     return json.loads(text)
 
@@ -95,7 +95,7 @@ def _run(name: str) -> str:
 
 def _serialised(module: nn.Module) -> bytes:
     """The same bytes for the same weights, whether the module is compiled or not and however they lie in memory."""
-    buffer, state = io.BytesIO(), plain_state(module)
+    buffer, state = io.BytesIO(), uncompiled_state(module)
     torch.save(
         {key: of.detach().cpu().clone(memory_format=torch.contiguous_format) for key, of in state.items()}, buffer
     )
@@ -183,8 +183,8 @@ def load_weights(name: str, module: nn.Module, folder: str | Path = WEIGHTS, exa
     if any(parameter.is_meta for parameter in module.parameters()):
         raise DataError(f"the module for {path.name} holds no memory yet: call module.to_empty(device=…) first.")
     try:
-        load_plain_state(copy.deepcopy(module), state)  # refused before anything changes
-        load_plain_state(module, state)
+        load_uncompiled_state(copy.deepcopy(module), state)  # refused before anything changes
+        load_uncompiled_state(module, state)
     except RuntimeError as error:
         raise DataError(
             f"{path.name} in {path.parent.name}/ is of another architecture or an older version than this "
@@ -223,7 +223,7 @@ def measured(
         about = {"weights_sha256": of, "settings": settings}
         return save_card(name, about | measure() | environment(device), runs)
     card = load_card(name, newest(runs, name))
-    here, there = json.loads(json.dumps(_plain(settings or {}), default=str)), card.get("settings") or {}
+    here, there = json.loads(json.dumps(_for_json(settings or {}), default=str)), card.get("settings") or {}
     others = ["weights"] if card.get("weights_sha256") != of else [key for key in here if there.get(key) != here[key]]
     if others:
         print(f"{name}: measured with other {', '.join(others)}, {card['date']}. Set MEASURE to 'yes' for these.")

@@ -16,7 +16,7 @@ from torch import Tensor
 from helpers.batches import seed_step
 from helpers.files import load_tensors, plain, verified, write_atomically
 from helpers.results import environment
-from helpers.training import load_plain_state, lr_factor, plain_state, set_lr
+from helpers.training import load_uncompiled_state, lr_factor, set_lr, uncompiled_state
 
 try:
     import fcntl
@@ -148,7 +148,7 @@ class Run:
         self.made = joined(self.made, environment(self.device) | self.about)
         history = {name: values.cpu() for name, values in self.history.items()}
         state = {"step": self.done, "history": history, "settings": self.text, "code": _code(), "made": self.made}
-        state["parts"] = {name: plain(plain_state(part)) for name, part in self.parts.items()}
+        state["parts"] = {name: plain(uncompiled_state(part)) for name, part in self.parts.items()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         payload = buffer.getvalue()
@@ -186,7 +186,7 @@ class Run:
 
     def _load(self, states: dict[str, dict]) -> None:
         """Load the states of all parts, or of none. A GradScaler that the run began without stays a fresh one."""
-        before = {name: copy.deepcopy(plain_state(part)) for name, part in self.parts.items()}
+        before = {name: copy.deepcopy(uncompiled_state(part)) for name, part in self.parts.items()}
         try:
             self._load_parts(states)
         except Exception as error:
@@ -197,7 +197,7 @@ class Run:
     def _load_parts(self, states: dict[str, dict]) -> None:
         for name, part in self.parts.items():
             if states[name]:  # empty: of a GradScaler that is not needed
-                load_plain_state(part, states[name])
+                load_uncompiled_state(part, states[name])
 
 
 def joined(before: dict, now: dict) -> dict:

@@ -44,19 +44,20 @@ def uncompiled(module: nn.Module) -> nn.Module:
     """A copy of one's own, in place, without what `torch.compile` has put around it, its parts and their forwards."""
     module = getattr(module, "_orig_mod", module)
     for part in module.modules():
-        part.__dict__.pop("forward", None)
+        if hasattr(part.__dict__.get("forward"), "_torchdynamo_orig_callable"):
+            del part.forward  # which would still run the other module
         part._modules.update({name: of._orig_mod for name, of in part._modules.items() if hasattr(of, "_orig_mod")})
     return module
 
 
-def plain_state(part) -> dict:
+def uncompiled_state(part) -> dict:
     """The state of a module by the names that it has when nothing of it is compiled; of anything else, its state."""
     state = part.state_dict()
     return {key.replace("_orig_mod.", ""): of for key, of in state.items()} if isinstance(part, nn.Module) else state
 
 
-def load_plain_state(part, state: dict) -> None:
-    """Load what `plain_state` returned, of the module itself or of a compiled one, into this or a compiled one."""
+def load_uncompiled_state(part, state: dict) -> None:
+    """Load what `uncompiled_state` returned, of the module itself or of a compiled one, into this or a compiled one."""
     if isinstance(part, nn.Module):
         names = {key.replace("_orig_mod.", ""): key for key in part.state_dict()}
         state = {names.get(key, key): of for key, of in state.items()}

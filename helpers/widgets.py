@@ -6,7 +6,7 @@ from functools import lru_cache
 import ipywidgets as w
 import torch
 
-from helpers import diagrams, plots
+from helpers import diagrams, figures, plots
 from helpers.batches import generator
 from helpers.classifiers import DigitSumClassifier
 from helpers.diffusion import Denoiser, karras_sigmas, sample, starting_noise
@@ -99,7 +99,7 @@ def walk_explorer(
         labels = torch.tensor([a]), torch.tensor([b])
         options = {"sigmas": karras_sigmas(steps), "guidance": guidance, "interval": interval}
         image = between(denoiser, labels, noises, torch.tensor([position]), **options)
-        return plots.png(plots.image_grid(image[:, 0], 1, inch=2.4))
+        return figures.png(plots.image_grid(image[:, 0], 1, inch=2.4))
 
     def said(a: int, b: int, position: float, **_) -> str:
         return f"{1 - position:.0%} {classes[a]}, {position:.0%} {classes[b]}"
@@ -140,7 +140,7 @@ def sample_explorer(
     def draw(label: int, seed: int, guidance: float, steps: int) -> bytes:
         labels = torch.full((count,), label)
         images = sample(denoiser, labels, seed=seed, sigmas=karras_sigmas(steps), guidance=guidance, interval=interval)
-        return plots.png(plots.image_grid(images, count, inch=1.5))
+        return figures.png(plots.image_grid(images, count, inch=1.5))
 
     def said(label: int, steps: int, **_) -> str:
         return f"{count} of class {classes[label]}; {steps} steps of the solver each"
@@ -166,7 +166,7 @@ def digit_explorer(net: DigitSumClassifier, images: torch.Tensor, labels: torch.
         for channel, digit in enumerate(digits.values()):
             rows = (labels == digit).nonzero()[:, 0]
             chosen.append(int(rows[torch.randint(len(rows), (1,), generator=generator(handwriting, channel))]))
-        return plots.png(diagrams.digit_sum(net, images[chosen], tuple(digits.values())))
+        return figures.png(diagrams.digit_sum(net, images[chosen], tuple(digits.values())))
 
     def said(handwriting: int, **digits: int) -> str:
         return f"{' + '.join(map(str, digits.values()))}, handwriting {handwriting}"

@@ -10,7 +10,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib import style
 
-from helpers import classifiers, diagrams, plane, plots, unet
+from helpers import classifiers, diagrams, figures, plane, plots, unet
 
 
 def test_image_grid_shows_every_image_in_its_place():
@@ -140,7 +140,7 @@ def test_figures_are_closed_so_that_a_cell_shows_them_once():
     before = plt.get_fignums()
     figure = plots.bars({"a": 1.0, "b": 2.0}, title="t")
     assert plt.get_fignums() == before
-    assert plots.png(figure).startswith(b"\x89PNG")
+    assert figures.png(figure).startswith(b"\x89PNG")
 
 
 def test_listing_is_the_source_as_code():
@@ -184,13 +184,13 @@ def test_the_sentence_names_what_the_figure_is_labelled_with():
 
 @pytest.mark.parametrize("figure", FIGURES)
 def test_figures_look_the_same_whatever_the_user_has_set_and_leave_that_as_it_was(figure):
-    ours = plots.png(figure())
+    ours = figures.png(figure())
     with (
         style.context("dark_background"),
         matplotlib.rc_context({"image.origin": "lower", "axes.grid": True, "font.size": 20, "figure.dpi": 50}),
     ):
         before = dict(matplotlib.rcParams)
-        assert plots.png(figure()) == ours
+        assert figures.png(figure()) == ours
         assert figure()._repr_png_() == ours
         assert dict(matplotlib.rcParams) == before
 
@@ -231,7 +231,7 @@ def test_a_notebook_shows_a_figure_whatever_the_backend(backend):
         InteractiveShell.clear_instance()
     with (
         PIL.Image.open(io.BytesIO(data["image/png"])) as picture,
-        PIL.Image.open(io.BytesIO(plots.png(FIGURES[1]()))) as expected,
+        PIL.Image.open(io.BytesIO(figures.png(FIGURES[1]()))) as expected,
     ):
         assert picture.tobytes() == expected.tobytes()
     assert metadata["image/png"]["alt"] == FIGURES[1]().alt
@@ -244,7 +244,7 @@ def test_signs_that_mean_something_to_tables_and_figures_are_shown_as_they_are()
     costs = plots.table(["", "price"], [["two\nlines", "$5 and $6"]]).data
     assert costs.splitlines()[2:] == ["| two lines | \\$5 and \\$6 |"]
     sign = "$^$ or $5"
-    figures = [
+    drawn = [
         plots.image_grid(images, 2, title=sign, captions=[sign], column_titles=[sign], row_titles=[sign]),
         plots.bars({sign: 1.0, "b": (2.0, 0.5)}, title=sign),
         plots.waterfall({sign: 2.0, "b": 1.0}, {sign: 1.5}, title=sign),
@@ -252,8 +252,8 @@ def test_signs_that_mean_something_to_tables_and_figures_are_shown_as_they_are()
                     x=sign, y=sign, title=sign),
         plots.training_curves({sign: {"loss": torch.rand(9)}, "b": {"loss": torch.rand(9)}}, title=sign),
     ]  # fmt: skip
-    for figure in figures:
-        plots.png(figure)  # matplotlib reads formulas when it draws
+    for figure in drawn:
+        figures.png(figure)  # matplotlib reads formulas when it draws
         shown = [text for text in figure.findobj(matplotlib.text.Text) if "or" in text.get_text()]
         assert shown
         assert all(text.get_text().count("\\$") == 3 for text in shown)

@@ -411,7 +411,7 @@ def test_a_run_of_a_compiled_net_goes_on_with_the_plain_one_and_the_other_way_ro
         with Run(tmp_path, "net", settings, save_every=1, **own) as run:
             assert run.done == until
             if left:
-                assert same(left, [training.plain_state(own["net"]), own["ema"].state_dict()])
+                assert same(left, [training.uncompiled_state(own["net"]), own["ema"].state_dict()])
             for step in run:
                 if step > until:
                     break
@@ -419,7 +419,7 @@ def test_a_run_of_a_compiled_net_goes_on_with_the_plain_one_and_the_other_way_ro
                 own["optimizer"].step()
                 own["ema"].update(own["net"])
                 run.log(loss=0.0)
-        left = copy.deepcopy([training.plain_state(own["net"]), own["ema"].state_dict()])
+        left = copy.deepcopy([training.uncompiled_state(own["net"]), own["ema"].state_dict()])
 
 
 def test_a_run_that_cannot_resume_frees_its_file_at_once(tmp_path, monkeypatch):
