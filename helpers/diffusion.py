@@ -142,18 +142,24 @@ def guided(denoiser: Callable, labels: Tensor, guidance: float = 1.0, interval: 
 
     guidance: its scale; 1 is the plain conditional model; larger trades variety for fidelity. Outside `interval` of
     noise levels it is off (Kynkäänniemi et al. 2024), which also saves the second evaluation.
+    Its attribute `estimates` is a function of (x, sigma), too: -> (conditional, guided), or (conditional,) where
+    guidance is off. A solver that keeps a history needs both.
     """
     if interval[0] > interval[1]:
         raise ValueError(f"interval must be (low, high), got {interval}")
 
-    def denoise(x: Tensor, sigma: float) -> Tensor:
+    def estimates(x: Tensor, sigma: float) -> tuple[Tensor, ...]:
         conditional = denoiser(x, sigma, labels)
         if guidance == 1 or not interval[0] <= sigma <= interval[1]:
-            return conditional
+            return (conditional,)
         null = torch.full((len(x),), denoiser.net.classes, device=x.device)
         unconditional = denoiser(x, sigma, null)
-        return unconditional + guidance * (conditional - unconditional)
+        return conditional, unconditional + guidance * (conditional - unconditional)
 
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        return estimates(x, sigma)[-1]
+
+    denoise.estimates = estimates
     return denoise
 
 
@@ -198,21 +204,26 @@ def heun_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None)
 def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None) -> Steps:
     """DPM-Solver++ (2M) for the equation of `heun_steps`, along descending `sigmas`.
 
-    Second order as well, with one evaluation a step. Source: Lu et al. 2022.
+    Second order as well, with one evaluation a step. Source: Lu et al. 2022. Where guidance begins or ends, its sudden
+    push is no trend: the slope there is that of the conditional estimates (see `guided`).
     """
+    estimates = getattr(denoise, "estimates", lambda x, sigma: (denoise(x, sigma),))
     last, last_log_step = None, 0.0
     for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        estimate = target = denoise(x, sigma)
+        now = estimates(x, sigma)
+        target = now[-1]
         log_step = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         if last is not None and sigma_next > 0:
             # The line through this estimate and the last, over ln σ, saves a second evaluation.
-            target = estimate + (estimate - last) * log_step / (2 * last_log_step)
+            alike = min(len(now), len(last)) - 1
+            target = target + (now[alike] - last[alike]) * log_step / (2 * last_log_step)
         x = target + (sigma_next / sigma) * (x - target)
-        last, last_log_step = estimate, log_step
-        yield x, estimate
+        last, last_log_step = now, log_step
+        yield x, now[-1]
 
 
-SOLVERS = {"DPM-Solver++": dpm_solver_steps, "Heun": heun_steps, "DDIM": ddim_steps, "DDPM": ddpm_steps}  # in cards
+# As cards name them.
+SOLVERS = {"DPM-Solver++ (2M)": dpm_solver_steps, "Heun": heun_steps, "DDIM": ddim_steps, "DDPM": ddpm_steps}
 
 
 def starting_noise(count: int, seed: int, size: int = 32) -> Tensor:

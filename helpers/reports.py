@@ -144,20 +144,23 @@ def fid_line(metrics: dict) -> str:
 
 
 def fid_waterfall(card: dict) -> Picture:
-    """From the report's FID to that of a card, in full runs; dashed, what others have published."""
+    """From the report's FID to that of a card, in full runs; dashed, what others have published, and real images."""
     found = {
         "plain U-Net, report's recipe": results.load_card("diffusion_paper"),
         "plain U-Net: EDM, Muon, guidance": results.load_card("diffusion_plain"),
         f"{card['settings']['network']} U-Net{', Neon' if 'neon' in card['settings'] else ''}": card,
     }
-    gans = {
+    others = {
         f"DCGAN, 967,072 parameters: {PLAYER}": 44.46,
-        "StyleGAN2, 20 million parameters, without labels": 18.44,
+        "StyleGAN2, 20 million, without labels": 18.44,
         "StyleGAN2 with DiffAugment, likewise": 16.80,
-        "CR-BigGAN with DiffAugment, 4.6 million, by an older FID": 11.25,
+        "BigGAN, 4.6 million, with labels, by an older FID": 12.87,
+        "CR-BigGAN with DiffAugment, likewise": 11.25,
     }
     steps = {name: of["metrics"]["fid"] for name, of in found.items() if "metrics" in of}
-    return plots.waterfall({"the report": 91.78} | steps, gans, title="FID on CIFAR-100, lower is better")
+    if "fid_of_training_images" in card.get("metrics", {}):
+        others["real images, those of the training set"] = card["metrics"]["fid_of_training_images"]
+    return plots.waterfall({"the report": 91.78} | steps, others, title="FID on CIFAR-100, lower is better")
 
 
 def samplers() -> Markdown:

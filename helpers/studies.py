@@ -174,7 +174,7 @@ def loss_by_level(denoiser: nn.Module, sets: dict[str, tuple], count: int, seed:
 def fid_of(
     draw: Callable,
     features: Features,
-    real: Tensor,
+    root: str | Path,
     sampling: dict,
     samples: int,
     seeds: list[int],
@@ -184,9 +184,10 @@ def fid_of(
 ) -> dict:
     """The judges' figures of so many samples, of each class as many: those of the first seed, and each seed's FID.
 
-    draw(labels, seed=…, **sampling) -> images; real: the test images; sampling: arguments of `diffusion.sample`.
-    known: figures that are there, and returned where they were measured like this. device, amp: what was drawn on and
-    in, for the card.
+    draw(labels, seed=…, **sampling) -> images; root: where CIFAR-100 is, whose test images judge; sampling: arguments
+    of `diffusion.sample`. known: figures that are there, and returned where they were measured like this. device, amp:
+    what was drawn on and in, for the card. So that one sees what a perfect sampler would get, as many training images
+    are judged as well.
     """
     sigmas, solver = sampling["sigmas"], sampling.get("solver", diffusion.dpm_solver_steps)
     (how,) = (name for name, of in diffusion.SOLVERS.items() if of is solver)
@@ -197,15 +198,18 @@ def fid_of(
     about = {
         "n": samples,
         "seeds": seeds,
-        "protocol": f"clean-fid features, {samples:,} samples against the {len(real):,} CIFAR-100 test images",
+        "protocol": f"clean-fid features, {samples:,} samples against the 10,000 CIFAR-100 test images",
         "sampler": f"{how}, {guided.format(**sampling)}",
         "denoiser_evaluations": diffusion.evaluations(**sampling),
         "drawn_in": str(amp),
     }
     if all(known.get(key) == value for key, value in about.items()):
         return known
-    true = features(real)
-    found = [fid.judge(features(draw(_spread(samples), seed=seed, **sampling)), true) for seed in seeds]
+    real, (images, labels) = features(data.cifar100(root, "test")[0]), data.cifar100(root, "train")
+    counts = enumerate(_spread(samples).bincount(minlength=100))
+    as_many = torch.cat([(labels == label).nonzero()[:count, 0] for label, count in counts])
+    found = [fid.judge(features(draw(_spread(samples), seed=seed, **sampling)), real) for seed in seeds]
+    found[0] |= {"fid_of_training_images": fid.judge(features(images[as_many]), real)["fid"]}
     return found[0] | {"fid_by_seed": [one["fid"] for one in found]} | about | results.environment(device)
 
 

@@ -640,7 +640,7 @@ def test_page_2_records_how_neon_and_the_judged_samples_were_drawn_whatever_the_
     exec(cells[judges]["source"], kernel)
     metrics = results.load_card("diffusion", tmp_path)["metrics"]
     assert {(len(how["sigmas"]) - 1, how["guidance"], how["interval"]) for _, how in drawn} == {(4, 1.5, (0.1, 9.0))}
-    assert metrics["sampler"] == "DPM-Solver++, 4 steps, guidance 1.5 for σ in (0.1, 9.0)"
+    assert metrics["sampler"] == "DPM-Solver++ (2M), 4 steps, guidance 1.5 for σ in (0.1, 9.0)"
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")

@@ -90,8 +90,14 @@ def test_the_waterfall_leaves_out_what_has_no_fid():
     card = results.load_card("diffusion")
     whole = [text.get_text().strip() for text in reports.fid_waterfall(card).axes[0].texts]
     assert whole[:4] == ["91.78", "44.47", "17.43", f"{card['metrics']['fid']:.2f}"]
+    card["metrics"].pop("fid_of_training_images", None)
+    few = reports.fid_waterfall(card).axes[0].texts
     del card["metrics"]
-    assert len(reports.fid_waterfall(card).axes[0].texts) == len(whole) - 1
+    assert len(reports.fid_waterfall(card).axes[0].texts) == len(few) - 1
+    card["metrics"] = {"fid": 15.0, "fid_of_training_images": 6.25}
+    scale = reports.fid_waterfall(card).axes[0].texts[-1]
+    assert scale.get_text().startswith("6.25  real images")
+    assert scale.get_position()[0] == pytest.approx(6.25, abs=1)
     card["metrics"], card["settings"] = {"fid": 300.0}, {"network": "plain"}
     worse = reports.fid_waterfall(card).axes[0]
     assert worse.get_yticklabels()[3].get_text() == "plain U-Net"

@@ -142,20 +142,27 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
     monkeypatch.setattr(fid, "judge", lambda found, real: dict.fromkeys(("fid", "kid"), float(found[0])))
     sampling = {"sigmas": diffusion.karras_sigmas(4), "guidance": 1.5, "interval": (0.0, 80.0)}
     by = lambda labels, **how: draw("ours", labels, **how)  # noqa: E731
-    found = studies.fid_of(by, lambda x: x, torch.zeros(9), sampling, count, [1, 2], {}, CPU)
+    cifar = {"test": (torch.zeros(9), None), "train": (torch.arange(100.0, 50_100), torch.arange(50_000) % 100)}
+    monkeypatch.setattr(data, "cifar100", lambda root, split: cifar[split])
+    seen = []
+    found = studies.fid_of(by, lambda x: seen.append(x) or x, "", sampling, count, [1, 2], {}, CPU)
     assert found["fid_by_seed"] == [1.0, 2.0]
+    assert found["fid_of_training_images"] == 100.0  # the first image's feature
+    rank, label = (seen[-1] - 100).long().div(100, rounding_mode="floor"), (seen[-1] - 100).long() % 100
+    assert torch.equal(label.bincount(minlength=100), (torch.arange(count) * 100 // count).bincount(minlength=100))
+    assert rank.max() == (count - 1) // 100  # the first of each class
     assert found["fid"] == 1
     assert (found["n"], found["denoiser_evaluations"]) == (count, 8)
-    assert found["sampler"] == "DPM-Solver++, 4 steps, guidance 1.5 for σ in (0.0, 80.0)"
-    plain = studies.fid_of(by, lambda x: x, torch.zeros(9), sampling | {"guidance": 1.0}, count, [1], {}, CPU)
+    assert found["sampler"] == "DPM-Solver++ (2M), 4 steps, guidance 1.5 for σ in (0.0, 80.0)"
+    plain = studies.fid_of(by, lambda x: x, "", sampling | {"guidance": 1.0}, count, [1], {}, CPU)
     assert plain["sampler"].endswith("no guidance")
     ddpm = sampling | {"sigmas": diffusion.ddpm_sigmas(50), "solver": diffusion.ddpm_steps}
-    other = studies.fid_of(by, lambda x: x, torch.zeros(9), ddpm, count, [1, 2], found, CPU)  # not known yet
+    other = studies.fid_of(by, lambda x: x, "", ddpm, count, [1, 2], found, CPU)  # not known yet
     assert other["sampler"] == "DDPM, 50 steps from σ = 130 to 0.01, guidance 1.5 for σ in (0.0, 80.0)"
     drawn.clear()
-    studies.fid_of(by, lambda x: x, torch.zeros(9), sampling, count, [1, 2], {}, CPU)
+    studies.fid_of(by, lambda x: x, "", sampling, count, [1, 2], {}, CPU)
     assert [(seed, how) for _, _, seed, how in drawn] == [(1, sampling), (2, sampling)]
-    assert studies.fid_of(None, None, torch.zeros(9), sampling, count, [1, 2], found, CPU) == found  # known
+    assert studies.fid_of(None, None, "", sampling, count, [1, 2], found, CPU) == found  # known
     default = {"steps": 6, "guidance": 2.0, "interval": [0.3, 6.0], "neon": 1.0}
     train, judged = torch.arange(5 * count), []
     monkeypatch.setattr(data, "cifar100", lambda root, split: {("there", "train"): (train, None)}[root, split])
