@@ -1,10 +1,11 @@
 """What each ingredient of notebook 2's recipe gives by itself: short runs of its own loop, judged on held-out images.
 
-    python -m tests.benchmarks.ingredients [SECONDS] [STEPS]        (a GPU; environment: DATA, DATA_ROOT)
+    python -m tests.benchmarks.ingredients [SECONDS] [STEPS] [TITLE …]        (a GPU; environment: DATA, DATA_ROOT)
 
 Every run changes one thing, with warm-up, decay and EMA scaled to its length; Adam gets the best of three rates. Each
 is judged by the loss on the held-out images and by the FID of 5,000 samples against them, with guidance and without.
-No run begins after SECONDS (500); called again, it goes on. Writes runs/diffusion_ingredients.json.
+No run begins after SECONDS (500); called again, it goes on. TITLE: of `VARIANTS`, all of them unless given. Writes
+runs/diffusion_ingredients.json.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ VARIANTS = {
     "paper recipe": PAPER,
     "paper recipe, plain U-Net": PAPER | {"network": "plain", "widths": [32, 72, 96]},
     **{f"P_MEAN {mean}": {"p_mean": mean} for mean in (-0.8, -0.4)},
+    "P_MEAN -0.8, P_STD 1.4": {"p_mean": -0.8, "p_std": 1.4},
 }
 
 
@@ -57,7 +59,9 @@ def loss(denoiser, images, labels) -> torch.Tensor:
     return torch.cat(found).mean()
 
 
-def main(seconds: float = 500, steps: int = 3_000) -> None:
+def main(seconds: float = 500, steps: int = 3_000, *titles: str) -> None:
+    if unknown := set(titles) - VARIANTS.keys():
+        raise SystemExit(f"no such title: {unknown}; there are {[*VARIANTS]}")
     begun, device = time.monotonic(), training.pick_device()
     gpu = device.type == "cuda"
     page = notebook(COMPILE=gpu, BATCH=384, MEASURE="yes", TRAIN="yes", RUNS="runs/ingredients")
@@ -76,7 +80,7 @@ def main(seconds: float = 500, steps: int = 3_000) -> None:
     except DataError:
         rows = {}
     for title, changes in VARIANTS.items():
-        if title in rows or time.monotonic() - begun > seconds:
+        if title in rows or (titles and title not in titles) or time.monotonic() - begun > seconds:
             continue
         torch.compiler.reset()
         r = page["recipe"] | short | changes
@@ -96,4 +100,4 @@ def main(seconds: float = 500, steps: int = 3_000) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(float, sys.argv[1:2]), *map(int, sys.argv[2:3]))
+    main(*map(float, sys.argv[1:2]), *map(int, sys.argv[2:3]), *sys.argv[3:])
