@@ -1,4 +1,4 @@
-"""One way through the noise: a denoiser D(x, σ, label), its training loss, and three solvers.
+"""One way through the noise: a denoiser D(x, σ, label), its training loss, and how samples are drawn.
 
 Everything lives in "σ coordinates" (Karras et al. 2022, EDM): a noisy image is x = x0 + σ·n with n ~ N(0, I) and
 x0 in [-1, 1]. DDPM (Ho et al. 2020) scales the same image by √ᾱ and numbers its noise levels by a step t; the two are
@@ -8,8 +8,8 @@ one process, with σ_t = √((1 - ᾱ_t) / ᾱ_t). So the paper recipe and ours 
 import math
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.batches import to_float, to_uint8
+from helpers.solvers import Interval, Steps, dpm_solver_steps, guided
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
 
@@ -127,103 +128,6 @@ def loss(
     # Karras et al.
     _, c_out, _ = denoiser.scaling(sigma)
     return error / c_out**2
-
-
-# A solver takes x (B, …) at noise level sigmas[0], in σ coordinates, down the levels. After each step it yields x and
-# the estimate of the clean image. noise() -> new N(0, I) of x's shape; deterministic solvers never call it.
-Denoise = Callable[[Tensor, float], Tensor]
-Noise = Callable[[], Tensor] | None
-Steps = Iterator[tuple[Tensor, Tensor]]
-Interval = tuple[float, float]  # the lowest and the highest noise level
-
-
-def guided(denoiser: Callable, labels: Tensor, guidance: float = 1.0, interval: Interval = (0.0, math.inf)) -> Denoise:
-    """A denoiser of (x, sigma) for these labels, with classifier-free guidance (Ho and Salimans 2022).
-
-    guidance: its scale; 1 is the plain conditional model; larger trades variety for fidelity. Outside `interval` of
-    noise levels it is off (Kynkäänniemi et al. 2024), which also saves the second evaluation.
-    Its attribute `estimates` is a function of (x, sigma), too: -> (conditional, guided), or (conditional,) where
-    guidance is off. A solver that keeps a history needs both.
-    """
-    if interval[0] > interval[1]:
-        raise ValueError(f"interval must be (low, high), got {interval}")
-
-    def estimates(x: Tensor, sigma: float) -> tuple[Tensor, ...]:
-        conditional = denoiser(x, sigma, labels)
-        if guidance == 1 or not interval[0] <= sigma <= interval[1]:
-            return (conditional,)
-        null = torch.full((len(x),), denoiser.net.classes, device=x.device)
-        unconditional = denoiser(x, sigma, null)
-        return conditional, unconditional + guidance * (conditional - unconditional)
-
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        return estimates(x, sigma)[-1]
-
-    denoise.estimates = estimates
-    return denoise
-
-
-def ddim_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None, *, eta: float = 0.0) -> Steps:
-    """DDIM at eta = 0; at eta = 1 DDPM's ancestral sampler, with new noise after each step but the last (`ddpm_steps`).
-
-    denoise, x, sigmas, noise: as of any solver, see `Denoise`.
-    eta: the share of DDPM's noise, 0…1. Estimates are clipped to [-1, 1], as in Ho et al.'s
-    code. Sources: Ho et al. 2020, equation 7; Song et al. 2021, equation 12. ValueError where `noise` is missing.
-    """
-    if eta > 0 and noise is None:
-        raise ValueError(f"with eta = {eta} each step adds noise: pass noise, a function that returns some like x")
-    for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        estimate = denoise(x, sigma).clamp(-1, 1)
-        sigma_up = eta * sigma_next * math.sqrt(max(0.0, 1 - (sigma_next / sigma) ** 2))
-        sigma_down = math.sqrt(max(0.0, sigma_next**2 - sigma_up**2))
-        x = estimate + (sigma_down / sigma) * (x - estimate)
-        if sigma_up > 0:
-            x = x + sigma_up * noise()
-        yield x, estimate
-
-
-ddpm_steps = partial(ddim_steps, eta=1.0)
-
-
-def heun_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None) -> Steps:
-    """Heun's second-order method for dx/dσ = (x - D(x, σ)) / σ; `sigmas` may also ascend (inversion).
-
-    Two evaluations a step, one for the last step to 0. Source: Karras et al. 2022, algorithm 1.
-    """
-    for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        estimate = denoise(x, sigma)
-        slope = (x - estimate) / sigma
-        ahead = x + (sigma_next - sigma) * slope
-        if sigma_next > 0:
-            slope_ahead = (ahead - denoise(ahead, sigma_next)) / sigma_next
-            ahead = x + (sigma_next - sigma) * (slope + slope_ahead) / 2
-        x = ahead
-        yield x, estimate
-
-
-def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None) -> Steps:
-    """DPM-Solver++ (2M) for the equation of `heun_steps`, along descending `sigmas`.
-
-    Second order as well, with one evaluation a step. Source: Lu et al. 2022. Where guidance begins or ends, its sudden
-    push is no trend: the slope there is that of the conditional estimates (see `guided`).
-    """
-    estimates = getattr(denoise, "estimates", lambda x, sigma: (denoise(x, sigma),))
-    last, last_log_step = None, 0.0
-    for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        now = estimates(x, sigma)
-        target = now[-1]
-        log_step = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
-        if last is not None and sigma_next > 0:
-            # The line through this estimate and the last, over ln σ, saves a second evaluation.
-            alike = min(len(now), len(last)) - 1
-            target = target + (now[alike] - last[alike]) * log_step / (2 * last_log_step)
-        x = target + (sigma_next / sigma) * (x - target)
-        last, last_log_step = now, log_step
-        yield x, now[-1]
-
-
-# As cards name them.
-SOLVERS = {"DPM-Solver++ (2M)": dpm_solver_steps, "Heun": heun_steps, "DDIM": ddim_steps, "DDPM": ddpm_steps}
 
 
 def starting_noise(count: int, seed: int, size: int = 32) -> Tensor:

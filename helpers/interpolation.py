@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from helpers.batches import to_float
-from helpers.diffusion import Denoiser, checked_labels, checked_sigmas, heun_steps, sample
+from helpers.diffusion import Denoiser, checked_labels, checked_sigmas, sample
+from helpers.solvers import heun_steps
 
 
 def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def between(
     positions: float in 0…1, (F,) or, each pair its own, (F, P).
     way: `slerp`, `lerp` or `switch`.
     class_way: one of these, too; the same as way unless given.
-    seed: of the noise that `diffusion.ddpm_steps` adds.
+    seed: of the noise that `solvers.ddpm_steps` adds.
     fresh_noise: whether that is another in each frame, or the same in all.
     sampling: further arguments of `diffusion.sample`.
     Raises ValueError on positions, labels or noises of another kind.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from helpers import diffusion, training
+from helpers import diffusion, solvers, training
 from helpers.batches import seeded
 from helpers.figures import BLUE, INK, ORANGE, Picture, empty, in_our_look, said
 
@@ -110,7 +110,7 @@ def neon(points: Tensor, seed: int = 0, weights: Sequence[int] = range(-1, 7)) -
     @torch.no_grad()
     def draw(net: nn.Module) -> Tensor:
         x = 5 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(seed))
-        return deque(diffusion.dpm_solver_steps(net, x, diffusion.karras_sigmas(30, 0.01, 5.0)), maxlen=1).pop()[0]
+        return deque(solvers.dpm_solver_steps(net, x, diffusion.karras_sigmas(30, 0.01, 5.0)), maxlen=1).pop()[0]
 
     with _one_thread(), seeded(seed, 0):
         base = fit(_Denoiser(), points, 3000, 5e-3, 1.0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import classifiers, data, diffusion, fid, results, unet
+from helpers import classifiers, data, diffusion, fid, results, solvers, unet
 from helpers.batches import seeded
 from helpers.live import Line
 
@@ -189,8 +189,8 @@ def fid_of(
     what was drawn on and in, for the card. So that one sees what a perfect sampler would get, as many training images
     are judged as well.
     """
-    sigmas, solver = sampling["sigmas"], sampling.get("solver", diffusion.dpm_solver_steps)
-    (how,) = (name for name, of in diffusion.SOLVERS.items() if of is solver)
+    sigmas, solver = sampling["sigmas"], sampling.get("solver", solvers.dpm_solver_steps)
+    (how,) = (name for name, of in solvers.SOLVERS.items() if of is solver)
     how += f", {len(sigmas) - 1} steps"
     if not torch.equal(sigmas, diffusion.karras_sigmas(len(sigmas) - 1)):
         how += f" from σ = {sigmas[0]:.3g} to {sigmas[-2]:.1g}"

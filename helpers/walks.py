@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from helpers import diffusion, fid, interpolation
+from helpers import diffusion, fid, interpolation, solvers
 from helpers.interpolation import lerp, slerp, switch
 
 Features = Callable[[Tensor], Tensor]  # images uint8 (N, 3, H, W) -> (N, D)
@@ -17,7 +17,7 @@ GLIDE = "deterministic, noise slerp; class slerp"
 
 def ways(sampling: dict, ancestral_steps: int) -> dict[str, dict]:
     """Ways from one sample to another, name -> arguments of `interpolation.between`; sampling: of the deterministic."""
-    ddpm = sampling | {"sigmas": diffusion.ddpm_sigmas(ancestral_steps), "solver": diffusion.ddpm_steps}
+    ddpm = sampling | {"sigmas": diffusion.ddpm_sigmas(ancestral_steps), "solver": solvers.ddpm_steps}
     return {
         REPORT: ddpm | {"fresh_noise": True, "class_way": switch},
         "DDPM, fresh noise; class slerp": ddpm | {"fresh_noise": True},
@@ -84,7 +84,7 @@ def middles(denoiser: nn.Module, sampling: dict, features: Features, test: Tenso
 
 def there_and_back(denoiser: nn.Module, images: Tensor, labels: Tensor, steps: int) -> tuple[Tensor, Tensor, dict]:
     """Images up to their noise and down again by Heun's method: the noise, the images drawn from it, the figures."""
-    heun = {"sigmas": diffusion.karras_sigmas(steps), "solver": diffusion.heun_steps}
+    heun = {"sigmas": diffusion.karras_sigmas(steps), "solver": solvers.heun_steps}
     noise = interpolation.invert(denoiser, images, labels, heun["sigmas"])
     again = diffusion.sample(denoiser, labels, noise=noise, **heun)
     psnr, evaluations = interpolation.psnr(images, again), diffusion.evaluations(**heun)

@@ -1,64 +1,12 @@
 import math
 import time
-import types
-from collections import deque
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import augmentation, batches, classifiers, diffusion, interpolation, results, unet
+from helpers import augmentation, batches, classifiers, diffusion, interpolation, results, solvers, unet
 from helpers.unet import UNet
-
-
-@pytest.fixture(scope="module")
-def denoiser():
-    torch.manual_seed(0)
-    net = UNet(widths=(8, 16), blocks=(1, 1), classes=5)
-    for parameter in net.parameters():  # the zero-initialised layers too
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return diffusion.Denoiser(net).eval()
-
-
-# --- golden values of a public scheduler library (its test suite's full loops, see README) --------------------------
-
-
-def _golden_loop(steps, eta):
-    x = (torch.arange(768) / 768).reshape(3, 8, 8, 4).permute(3, 0, 1, 2).double()
-    levels, path = diffusion.ddpm_schedule(), diffusion.ddpm_sigmas(steps)
-    generator = torch.manual_seed(0)
-
-    def denoise(scaled, sigma):  # the stand-in network returns x·t / (t + 1) in DDPM's own scaling
-        t = int((levels - sigma).abs().argmin())
-        return scaled - sigma * (scaled / math.sqrt(1 + sigma**2)) * t / (t + 1)
-
-    x = x * math.sqrt(1 + float(path[0]) ** 2)
-    noise = lambda: torch.randn(x.shape, generator=generator)  # noqa: E731
-    return deque(diffusion.ddim_steps(denoise, x, path, noise, eta=eta), maxlen=1).pop()[0].abs()
-
-
-def test_golden_ddpm():
-    out = _golden_loop(1000, eta=1.0)
-    assert float(out.sum()) == pytest.approx(258.9606, abs=1e-2)
-    assert float(out.mean()) == pytest.approx(0.3372, abs=1e-3)
-
-
-def test_golden_ddim():
-    out = _golden_loop(10, eta=0.0)
-    assert float(out.sum()) == pytest.approx(172.0067, abs=1e-2)
-    assert float(out.mean()) == pytest.approx(0.223967, abs=1e-3)
-
-
-@pytest.mark.parametrize(("t", "expected"), [(0, 0.0), (487, 0.00979), (999, 0.02)])
-def test_golden_posterior_variance(t, expected):
-    """Variance that `ddpm_steps` adds going from t to t - 1, in DDPM's scaling."""
-    levels = torch.cat([torch.zeros(1, dtype=torch.float64), diffusion.ddpm_schedule()])
-    path = torch.stack([levels[t + 1], levels[t]])
-    unit = torch.ones(1, dtype=torch.float64)
-    quiet, loud = (next(diffusion.ddpm_steps(lambda x, s: 0 * x, unit, path, lambda n=n: n * unit))[0] for n in (0, 1))
-    variance = float(loud - quiet) ** 2 / (1 + float(path[1]) ** 2)
-    assert variance == pytest.approx(expected, abs=1e-5)
-
 
 # --- schedules ------------------------------------------------------------------------------------------------------
 
@@ -213,98 +161,6 @@ def test_one_batch_overfits():
 
 # --- samplers -------------------------------------------------------------------------------------------------------
 
-SPREAD = 0.3  # data ~ N(0, 0.3²): D(x, σ) = x·0.09 / (0.09 + σ²), and the solution is known
-
-
-def _gaussian(x, sigma):
-    return x * SPREAD**2 / (SPREAD**2 + sigma**2)
-
-
-def _solution(x, sigma, sigma_next):
-    return x * math.sqrt((SPREAD**2 + sigma_next**2) / (SPREAD**2 + sigma**2))
-
-
-def _solver_error(solver, steps):
-    levels = torch.linspace(1, 0.1, steps + 1, dtype=torch.float64)
-    x = torch.ones(1, dtype=torch.float64)
-    *_, (end, _) = solver(_gaussian, x, levels)
-    return abs(float(end - _solution(x, 1.0, 0.1)))
-
-
-@pytest.mark.parametrize("solver", [diffusion.heun_steps, diffusion.dpm_solver_steps])
-def test_the_solvers_converge_at_second_order(solver):
-    errors = [_solver_error(solver, n) for n in (20, 40, 80)]
-    orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
-    assert all(1.8 < order < 2.3 for order in orders)
-
-
-def test_multistep_takes_a_line_of_estimates_over_log_sigma_exactly():
-    # Where D is linear in ln σ and does not depend on x, the estimate at the middle of a step is exact.
-    seen = []
-
-    def denoise(x, sigma):
-        seen.append(sigma)
-        return torch.full_like(x, 2.0 + math.log(sigma))
-
-    x = torch.tensor([5.0], dtype=torch.float64)
-    steps = diffusion.dpm_solver_steps(denoise, x, torch.tensor([8.0, 4.0, 1.0, 0.0]))
-    (first, guess), (second, _), (last, _) = steps
-    torch.testing.assert_close(guess, torch.full_like(x, 2 + math.log(8)))  # what the step took x for
-    assert seen == [8.0, 4.0, 1.0]  # one evaluation a step
-    start, middle = 2 + math.log(8), 2 + math.log(4) - math.log(4) / 2  # Euler's step, then the middle of [ln 4, ln 1]
-    torch.testing.assert_close(first, start + (x - start) / 2)
-    torch.testing.assert_close(second, middle + (first - middle) / 4)
-    torch.testing.assert_close(last, torch.full_like(x, 2.0))
-
-
-def _two_gaussians(x, sigma, labels):
-    """Exact estimates for normal data: of a narrow class 0, or where no label is told, of all data."""
-    mean, variance = torch.tensor([[0.5], [-0.3]]).double()[labels], torch.tensor([[0.04], [0.25]]).double()[labels]
-    return (mean * sigma**2 + variance * x) / (variance + sigma**2)
-
-
-_two_gaussians.net = types.SimpleNamespace(classes=1)
-
-
-def _guided_end(times, knows_of_guidance=True):
-    """Where 12 · times steps end that are guided from the fifth of 13 levels to the tenth."""
-    edges, x = diffusion.karras_sigmas(13), torch.linspace(-80, 80, 5, dtype=torch.float64)[:, None]
-    interval = 1.0001 * float(edges[9]), 1.0001 * float(edges[4])
-    guided = diffusion.guided(_two_gaussians, torch.zeros(5, dtype=torch.long), 2.5, interval)
-    denoise = guided if knows_of_guidance else lambda x, sigma: guided(x, sigma)
-    *_, (end, _) = diffusion.dpm_solver_steps(denoise, x, diffusion.karras_sigmas(12 * times + 1))
-    return end
-
-
-def test_multistep_is_of_second_order_where_guidance_begins_and_ends_as_well():
-    """A slope across the edge would hold guidance that nobody asked for, and be of first order only."""
-    reference = _guided_end(400)
-    errors = [float((_guided_end(times) - reference).abs().max()) for times in (2, 4, 8)]
-    orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
-    assert all(1.8 < order < 2.4 for order in orders)
-    blind = [float((_guided_end(times, False) - reference).abs().max()) for times in (2, 4, 8)]
-    assert all(2 * ours < theirs for ours, theirs in zip(errors, blind, strict=True))
-
-
-@pytest.mark.parametrize("guiding", [(1.0,), (2.5,), (2.5, (100.0, 200.0)), (0.0, (0.0, 80.0))])
-def test_multistep_with_guidance_nowhere_or_everywhere_is_that_of_any_denoiser(denoiser, guiding):
-    guided, noise = diffusion.guided(denoiser, torch.tensor([3, 1]), *guiding), diffusion.starting_noise(2, 5)
-    with torch.no_grad():
-        ours = [end for end, _ in diffusion.dpm_solver_steps(guided, noise * 80, diffusion.karras_sigmas(6))]
-        plain = diffusion.dpm_solver_steps(lambda x, sigma: guided(x, sigma), noise * 80, diffusion.karras_sigmas(6))
-        assert all(torch.equal(a, b) for a, (b, _) in zip(ours, plain, strict=True))
-
-
-def test_ancestral_sampling_reproduces_the_data_distribution():
-    generator = torch.Generator().manual_seed(0)
-    path = diffusion.ddpm_sigmas(1000)
-    x = float(path[0]) * torch.randn(20_000, generator=generator)
-    steps = diffusion.ddpm_steps(_gaussian, x, path, lambda: torch.randn(20_000, generator=generator))
-    x = deque(steps, maxlen=1).pop()[0]
-    assert float(x.std()) == pytest.approx(SPREAD, rel=0.03)
-    assert float(x.mean()) == pytest.approx(0, abs=0.02)
-
-
 SHORT = diffusion.karras_sigmas(3)
 
 
@@ -317,7 +173,7 @@ def test_samples_are_uint8_and_repeat_bit_for_bit(denoiser):
     assert not torch.equal(first, diffusion.sample(denoiser, labels, seed=2, sigmas=SHORT))
 
 
-@pytest.mark.parametrize("options", [{}, {"solver": diffusion.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(7)}])
+@pytest.mark.parametrize("options", [{}, {"solver": solvers.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(7)}])
 def test_batching_does_not_change_the_samples(denoiser, options):
     options = {"sigmas": SHORT} | options
     together = diffusion.sample(denoiser, torch.arange(5), **options)
@@ -331,46 +187,6 @@ def test_label_changes_the_output_and_embedding_equals_label(denoiser):
     assert not torch.equal(a, b)
     embedded = diffusion.sample(denoiser, denoiser.net.class_embedding(torch.tensor([0, 1])), noise=same, sigmas=SHORT)
     assert torch.equal(embedded[0], a)
-
-
-def test_guidance(denoiser):
-    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
-    with torch.no_grad():
-        plain = denoiser(x, 1.0, labels)
-        null = denoiser(x, 1.0, torch.tensor([5, 5]))
-        assert torch.equal(diffusion.guided(denoiser, labels, 1.0)(x, 1.0), plain)
-        assert torch.equal(diffusion.guided(denoiser, labels, 3.0, (2.0, 9.0))(x, 1.0), plain)
-        for scale in (3.0, 0.5, 0.0, -1.0):
-            found = diffusion.guided(denoiser, labels, scale)(x, 1.0)
-            torch.testing.assert_close(found, null + scale * (plain - null))
-
-
-@pytest.mark.parametrize(
-    ("sigma", "calls"), [(0.049, 1), (0.05, 2), (0.051, 2), (5.99, 2), (6.0, 2), (6.01, 1), (80.0, 1), (0.002, 1)]
-)
-def test_guidance_acts_between_both_ends_of_its_interval_and_only_there(sigma, calls):
-    asked = []
-
-    def denoiser(x, sigma, labels):
-        asked.append(labels.tolist())
-        return x
-
-    denoiser.net = types.SimpleNamespace(classes=7)
-    x, labels = torch.zeros(2, 3, 4, 4), torch.tensor([1, 2])
-    diffusion.guided(denoiser, labels, 2.0, (0.05, 6.0))(x, sigma)
-    assert asked == [[1, 2], [7, 7]][:calls]
-    asked.clear()
-    diffusion.guided(denoiser, labels, 1.0, (0.05, 6.0))(x, sigma)  # without strength it costs nothing
-    assert asked == [[1, 2]]
-
-
-def test_the_default_interval_is_everywhere_and_the_default_scale_none(denoiser):
-    x, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
-    with torch.no_grad():
-        for sigma in (0.002, 80.0):
-            plain, null = denoiser(x, sigma, labels), denoiser(x, sigma, torch.tensor([5, 5]))
-            assert torch.equal(diffusion.guided(denoiser, labels)(x, sigma), plain)
-            torch.testing.assert_close(diffusion.guided(denoiser, labels, 2.0)(x, sigma), 2 * plain - null)
 
 
 def test_sample_draws_by_its_own_defaults(denoiser):
@@ -396,11 +212,11 @@ def test_fresh_noise_is_another_than_the_starting_noise(denoiser):
     """Image i starts from noise (seed, i) and gets noise of a stream of its own after each step."""
     path = torch.tensor([3.0, 0.5, 0.0])
     start = diffusion.starting_noise(1, 3)
-    once = diffusion.sample(denoiser, torch.tensor([1]), seed=3, sigmas=path, solver=diffusion.ddpm_steps)
-    guided = diffusion.guided(denoiser, torch.tensor([1]))
+    once = diffusion.sample(denoiser, torch.tensor([1]), seed=3, sigmas=path, solver=solvers.ddpm_steps)
+    guided = solvers.guided(denoiser, torch.tensor([1]))
     with torch.no_grad():
         same, other = (
-            batches.to_uint8([*diffusion.ddpm_steps(guided, start * float(path[0]), path, lambda n=n: n)][-1][0])
+            batches.to_uint8([*solvers.ddpm_steps(guided, start * float(path[0]), path, lambda n=n: n)][-1][0])
             for n in (start, diffusion.starting_noise(1, 4))
         )
     assert not torch.equal(once, same)
@@ -437,7 +253,7 @@ def test_a_default_type_of_double_changes_no_random_number(denoiser):
         sigmas = denoiser.training_sigmas(2)
         loss = diffusion.loss(denoiser, images, torch.tensor([0, 1]), sigmas, label_dropout=0.5)
         drawn = diffusion.sample(denoiser, torch.tensor([0, 1]), sigmas=SHORT, guidance=2.0)
-        added = diffusion.sample(denoiser, torch.tensor([0, 1]), sigmas=SHORT, solver=diffusion.ddpm_steps)
+        added = diffusion.sample(denoiser, torch.tensor([0, 1]), sigmas=SHORT, solver=solvers.ddpm_steps)
         way = interpolation.between(
             denoiser, 2 * (torch.tensor([1]),), (added[:1] / 255, drawn[:1] / 255), [0.5], sigmas=SHORT
         )
@@ -485,10 +301,10 @@ def test_a_network_can_be_exported_with_any_number_of_images(denoiser):
 
 def test_sample_takes_the_solver_it_is_given(denoiser):
     labels, noise = torch.tensor([3, 1]), diffusion.starting_noise(2, 5)
-    guided = diffusion.guided(denoiser, labels, 2.0, (0.1, 5.0))
+    guided = solvers.guided(denoiser, labels, 2.0, (0.1, 5.0))
     options = {"seed": 5, "sigmas": SHORT, "guidance": 2.0, "interval": (0.1, 5.0)}
     drawn = []
-    for solver in (diffusion.dpm_solver_steps, diffusion.heun_steps, diffusion.ddim_steps):
+    for solver in (solvers.dpm_solver_steps, solvers.heun_steps, solvers.ddim_steps):
         with torch.no_grad():
             *_, (end, _) = solver(guided, noise * 80, SHORT)
         drawn.append(diffusion.sample(denoiser, labels, solver=solver, **options))
@@ -504,8 +320,8 @@ def test_sample_takes_the_solver_it_is_given(denoiser):
         ({"guidance": 2.5, "interval": (0.05, 6.0)}, 28),
         ({"guidance": 2.5}, 40),
         ({"guidance": 2.5, "interval": (0.0, 6.0)}, 32),
-        ({"solver": diffusion.heun_steps}, 39),
-        ({"solver": diffusion.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(50)}, 50),
+        ({"solver": solvers.heun_steps}, 39),
+        ({"solver": solvers.ddpm_steps, "sigmas": diffusion.ddpm_sigmas(50)}, 50),
     ],
 )
 def test_evaluations_are_those_that_a_sample_takes(denoiser, monkeypatch, options, expected):
@@ -542,17 +358,12 @@ def test_the_shipped_weights_draw_what_they_drew(name):
     torch.testing.assert_close(thumbnails, torch.tensor(THUMBNAILS[name]).float(), rtol=0, atol=1.5)
 
 
-@pytest.mark.parametrize("solver", [diffusion.dpm_solver_steps, diffusion.heun_steps, diffusion.ddpm_steps])
+@pytest.mark.parametrize("solver", [solvers.dpm_solver_steps, solvers.heun_steps, solvers.ddpm_steps])
 def test_images_are_of_the_noises_size(denoiser, solver):
     for height, width in ((8, 16), (32, 64), (64, 8)):
         noise = torch.randn(2, 3, height, width)
         sampling = {"noise": noise, "sigmas": diffusion.karras_sigmas(3), "solver": solver}
         assert diffusion.sample(denoiser, torch.tensor([0, 1]), **sampling).shape == noise.shape
-
-
-def test_a_sampler_that_adds_noise_says_when_it_has_none():
-    with pytest.raises(ValueError, match="with eta = 1.0 each step adds noise: pass noise"):
-        next(diffusion.ddpm_steps(lambda x, sigma: x, torch.ones(1), diffusion.ddpm_sigmas(7)))
 
 
 def test_sample_refuses(denoiser):
@@ -582,7 +393,7 @@ def test_what_would_be_misread_is_refused_in_words_and_what_is_plain_is_taken():
             diffusion.karras_sigmas(**bad)
     small = torch.tensor([1], dtype=torch.uint8)
     large = torch.randn(1, 3, 64, 64)
-    options = {"noise": large, "solver": diffusion.ddpm_steps, "sigmas": [3.0, 1.0, 0.0]}
+    options = {"noise": large, "solver": solvers.ddpm_steps, "sigmas": [3.0, 1.0, 0.0]}
     assert diffusion.sample(denoiser, small, **options).shape == (1, 3, 64, 64)
     assert diffusion.evaluations(sigmas=[3.0, 1.0, 0.0]) == 2
     plain = diffusion.sample(denoiser, [1, 2], noise=diffusion.starting_noise(2, 0).numpy(), sigmas=fall.tolist())
@@ -601,7 +412,7 @@ def test_the_null_label_draws_what_the_network_says_of_no_class(denoiser):
 
 def test_rows_are_one_for_each_image_and_batches_of_one_or_more(denoiser):
     options = {
-        "solver": diffusion.ddpm_steps,
+        "solver": solvers.ddpm_steps,
         "sigmas": SHORT,
         "noise": diffusion.starting_noise(1, 0).expand(2, -1, -1, -1),
     }

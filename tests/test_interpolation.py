@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from helpers import data, diffusion, interpolation
+from helpers import data, diffusion, interpolation, solvers
 from helpers.interpolation import slerp
 from helpers.unet import UNet
 
@@ -92,15 +92,6 @@ def test_lerp_loses_norm_where_slerp_does_not(rng):
     assert (_norms(slerp(a, b, 0.5)) > 0.97 * _norms(a)).all()
 
 
-@pytest.fixture(scope="module")
-def denoiser():
-    torch.manual_seed(0)
-    net = UNet((8, 16), (1, 1), 5)
-    for parameter in net.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return diffusion.Denoiser(net).eval()
-
-
 LABELS, PATH = (torch.tensor([0, 1]), torch.tensor([2, 3])), diffusion.karras_sigmas(3)
 NOISES = diffusion.starting_noise(2, 0), diffusion.starting_noise(2, 1)
 
@@ -135,7 +126,7 @@ def test_each_pair_can_have_its_own_positions(denoiser):
 
 def test_fresh_noise_is_what_makes_frames_differ(denoiser):
     """Two frames at one position: with one noise for all they are the same image, with fresh noise they are not."""
-    options = {"sigmas": diffusion.ddpm_sigmas(7), "solver": diffusion.ddpm_steps}
+    options = {"sigmas": diffusion.ddpm_sigmas(7), "solver": solvers.ddpm_steps}
     positions = torch.tensor([0.4, 0.4])
     shared, fresh = (
         interpolation.between(denoiser, LABELS, NOISES, positions, **options, **fresh)
@@ -152,7 +143,7 @@ def test_the_added_noise_is_the_seeds_and_each_pairs_own(denoiser):
         (torch.tensor([1, 2]), torch.tensor([1, 2])),
         (diffusion.starting_noise(2, 0),) * 2,
     )  # nothing moves
-    ddpm = {"sigmas": diffusion.ddpm_sigmas(7), "solver": diffusion.ddpm_steps}
+    ddpm = {"sigmas": diffusion.ddpm_sigmas(7), "solver": solvers.ddpm_steps}
     shared, fresh = (
         interpolation.between(denoiser, labels, noises, [0.0, 0.5], seed=7, fresh_noise=each, **ddpm)
         for each in (False, True)
@@ -171,9 +162,9 @@ def test_inversion_of_a_gaussian_is_exact_to_second_order():
         levels = torch.linspace(0.1, 1, steps + 1, dtype=torch.float64)
         x = torch.ones(1, dtype=torch.float64)
         for path in (levels, levels.flip(0)):
-            *_, (x, _) = diffusion.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), x, path)
+            *_, (x, _) = solvers.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), x, path)
         up = torch.ones(1, dtype=torch.float64)
-        *_, (up, _) = diffusion.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), up, levels)
+        *_, (up, _) = solvers.heun_steps(lambda x, s: x * 0.09 / (0.09 + s**2), up, levels)
         return abs(float(x) - 1), abs(float(up) - math.sqrt(1.09 / 0.1))
 
     errors = [there_and_back(n) for n in (20, 40, 80)]

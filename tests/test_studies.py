@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import classifiers, data, diffusion, fid, results, studies, unet
+from helpers import classifiers, data, diffusion, fid, results, solvers, studies, unet
 
 CPU = torch.device("cpu")
 
@@ -156,7 +156,7 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
     assert found["sampler"] == "DPM-Solver++ (2M), 4 steps, guidance 1.5 for σ in (0.0, 80.0)"
     plain = studies.fid_of(by, lambda x: x, "", sampling | {"guidance": 1.0}, count, [1], {}, CPU)
     assert plain["sampler"].endswith("no guidance")
-    ddpm = sampling | {"sigmas": diffusion.ddpm_sigmas(50), "solver": diffusion.ddpm_steps}
+    ddpm = sampling | {"sigmas": diffusion.ddpm_sigmas(50), "solver": solvers.ddpm_steps}
     other = studies.fid_of(by, lambda x: x, "", ddpm, count, [1, 2], found, CPU)  # not known yet
     assert other["sampler"] == "DDPM, 50 steps from σ = 130 to 0.01, guidance 1.5 for σ in (0.0, 80.0)"
     drawn.clear()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import data, diffusion, fid, interpolation, unet, walks
+from helpers import data, diffusion, fid, interpolation, solvers, unet, walks
 
 
 def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch):
@@ -42,7 +42,7 @@ def test_each_way_is_what_its_name_says():
     sampling = {"sigmas": "ours", "guidance": 2.0}
     for name, how in walks.ways(sampling, 7).items():
         assert how["guidance"] == 2
-        assert (how.get("solver") is diffusion.ddpm_steps) == name.startswith("DDPM")
+        assert (how.get("solver") is solvers.ddpm_steps) == name.startswith("DDPM")
         assert how.get("fresh_noise", False) == ("fresh" in name)
         noise, by_class = how.get("way", interpolation.slerp), how.get("class_way", how.get("way", interpolation.slerp))
         named = {"lerp": interpolation.lerp, "slerp": interpolation.slerp, "switches": interpolation.switch}

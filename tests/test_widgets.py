@@ -3,8 +3,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from helpers import classifiers, data, diagrams, diffusion, widgets
-from helpers.unet import UNet
+from helpers import classifiers, data, diagrams, widgets
 
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
 
@@ -14,15 +13,6 @@ def _find(widget, kind, description):
         return widget
     found = (_find(child, kind, description) for child in getattr(widget, "children", ()))
     return next((f for f in found if f is not None), None)
-
-
-@pytest.fixture(scope="module")
-def denoiser():
-    torch.manual_seed(0)
-    net = UNet((8, 16), (1, 1), 5)
-    for parameter in net.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return diffusion.Denoiser(net).eval()
 
 
 @pytest.fixture
