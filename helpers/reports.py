@@ -114,14 +114,16 @@ def sure_and_wrong(
     known = {digit.tobytes() for digit in misread.numpy()}
     shown = [{digit.tobytes() for digit in image} & known for image in images[wrong].numpy()]
     blamed, behind = sum(map(bool, shown)), len(set().union(*shown))
-    print(f"{len(wrong)} of {len(images):,} answers are wrong, {blamed} of them by {behind} misread digits.")
+    by = f"{blamed} of them by {behind} of {len(misread)} misread digits"
+    print(f"{len(wrong)} of {len(images):,} answers are wrong, {by}.")
     print(f"On average the net is {chances.amax(dim=1).mean():.2%} sure, and {1 - len(wrong) / len(images):.2%} right.")
     if not len(wrong):
         return None
     surest = wrong[chances[wrong].amax(dim=1).argsort(descending=True, stable=True)[:count]]
     with torch.no_grad():
         read = net.digit_log_probabilities(normalise(images[surest])).argmax(dim=2).tolist()
-    titles = [f"{' + '.join(map(str, digits))}?\nis {labels[i] + 1}" for i, digits in zip(surest, read, strict=True)]
+    pairs = zip(surest, read, strict=True)
+    titles = [f"read {' + '.join(map(str, digits))},\nthe sum is {labels[i] + 1}" for i, digits in pairs]
     return plots.addnist_examples(images[surest], titles, "sure, and wrong")
 
 
@@ -243,7 +245,7 @@ def growth_curves(found: dict, names: Sequence[str]) -> Picture:
     curves = growth(found)
     shown = {name.replace("; ", ",\n"): curves[name] for name in names}
     title = f"{found['pairs']} random pairs: fresh noise jumps at every frame"
-    return plots.lines(shown, x="frames", y="length / length at the fewest", title=title)
+    return plots.lines(shown, x="frames", y=f"length / length at {curves[GLIDE][0][0]} frames", title=title)
 
 
 def smoothness_table(found: dict) -> Markdown:

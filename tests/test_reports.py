@@ -179,7 +179,7 @@ def test_confusions_and_blame_are_counted(monkeypatch, capsys):
     images = pool[0][torch.tensor([[0, 0, 1], [0, 1, 2], [2, 2, 0], [0, 0, 0]])]
     labels = torch.tensor([8, 10, 12, 1])  # sums of 9, 11, 13; and one that is wrong though no digit is misread
     reports.sure_and_wrong(_always(3), images, labels)
-    assert "3 of 4 answers are wrong, 2 of them by 1 misread digits." in capsys.readouterr().out
+    assert "3 of 4 answers are wrong, 2 of them by 1 of 2 misread digits." in capsys.readouterr().out
     assert reports.sure_and_wrong(_always(3), images[:1], labels[:1]) is None
 
 
