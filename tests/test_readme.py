@@ -52,7 +52,7 @@ def readme_rows():
         f"| notebook 2, *The network* | {diffusion['parameters']:,} |",
         f"| notebook 2, *Training* | {diffusion['steps']:,} |",
         f"| notebook 2, *The FID* | {fid:.2f} |",
-        f"It draws in {diffusion['metrics']['denoiser_evaluations']} evaluations",
+        f"draws an image in {diffusion['metrics']['denoiser_evaluations']} evaluations",
     ]
 
 
