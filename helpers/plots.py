@@ -156,13 +156,13 @@ def training_curves(nets: dict[str, dict], *, window: int = 200, title: str = ""
                 _curve(axis, values, net.get("every", 1), window, color=colour, label=None if i else literal(name))
                 settled.append(values[len(values) // 50 :])
         _set_height(axis, torch.cat(settled))
-        axis.set_title(literal(quantity))
+        axis.set_title(literal(f"training {quantity}"))
         axis.set_xlabel("optimisation step")
     if len(nets) > 1:
         axes[0][0].legend()
     if title:
         figure.suptitle(literal(title), x=0.01, ha="left", fontsize=10)
-    figure.alt = said(title, f"{' and '.join(quantities)} by optimisation step", *nets)
+    figure.alt = said(title, f"training {' and '.join(quantities)} by optimisation step", *nets)
     return figure
 
 

@@ -58,7 +58,7 @@ def test_smooth_is_a_running_mean_that_skips_what_is_missing():
 def test_training_curves_place_values_at_their_steps():
     figure = plots.training_curves({"a": {"every": 50, "loss": [0.0, 1.0, 2.0, 3.0]}, "b": {"loss": torch.ones(4)}})
     (axis,) = figure.axes
-    assert axis.get_title(loc="left") == "loss"
+    assert axis.get_title(loc="left") == "training loss"
     assert [axis.lines[i].get_xdata().tolist() for i in (1, 3)] == [[50, 100, 150, 200], [1, 2, 3, 4]]
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
 
