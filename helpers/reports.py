@@ -24,7 +24,7 @@ def classifier_headline(card: dict, folder: str | Path) -> str:
     test = mean(row["test_accuracy"] for row in card["seeds"])
     spent = f"{card['parameters']:,} parameters and {card['steps']:,} steps"
     found = f"{test:.2%} of the test images right"
-    return f"{results.whose(folder)}: {found}, with {spent}. The report: 74.9%, with 98,740 and 10,000."
+    return f"{results.whose(folder)}: {found}, with {spent}.\nThe report: 74.9%, with 98,740 and 10,000."
 
 
 def classifier_table(cards: dict[str, dict]) -> Markdown:
@@ -134,7 +134,7 @@ def diffusion_headline(card: dict, folder: str | Path) -> str:
     """What came out, in one line, beside the report; folder: where the weights are from."""
     spent = f"{card['parameters']:,} parameters and {card['steps']:,} steps"
     found = "FID {fid:.2f} from {n:,} samples".format(**card["metrics"]) if "metrics" in card else "no FID yet"
-    return f"{results.whose(folder)}: {found}, with {spent}. The report: 91.78, with 948,856 and 50,000."
+    return f"{results.whose(folder)}: {found}, with {spent}.\nThe report: 91.78, with 948,856 and 50,000."
 
 
 def fid_line(metrics: dict) -> str:

@@ -26,7 +26,7 @@ def test_twenty_outputs_and_a_gradient_for_every_parameter(make):
 @pytest.mark.parametrize("make", NETS)
 @pytest.mark.parametrize(
     ("bad", "error"), [(torch.zeros(2, 1, 28, 28), ValueError), (torch.zeros(3, 28, 28), ValueError),
-                       (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), TypeError)]
+                       *((torch.zeros(2, 3, 28, 28, dtype=of), TypeError) for of in (torch.uint8, torch.int64))]
 )  # fmt: skip
 def test_wrong_input_is_refused_with_advice(make, bad, error):
     with pytest.raises(error, match="expected"):

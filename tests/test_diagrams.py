@@ -29,6 +29,9 @@ def test_digit_sum_shows_the_nets_own_distributions():
         np.testing.assert_array_equal(axes[str(channel)].images[0].get_array(), image[channel].numpy())
         heights = [bar.get_height() for bar in axes[f"r{channel}"].patches]
         np.testing.assert_allclose(heights, read[channel], rtol=1e-5)
+        true = [bar.get_facecolor() == pytest.approx(to_rgba(diagrams.ORANGE)) for bar in axes[f"r{channel}"].patches]
+        assert true.index(True) == (3, 4, 5)[channel]  # whatever was read
+        assert sum(true) == 1
     heights = [bar.get_height() for bar in axes["sum"].patches]
     np.testing.assert_allclose(heights, net(batches.normalise(image[None]))[0].exp().detach(), rtol=1e-5)
     orange = [round(bar.get_x() + bar.get_width() / 2) for bar in axes["sum"].patches
@@ -70,6 +73,7 @@ def test_the_diagram_of_a_unet_adds_up_and_says_how_often_a_block_is_used(net):
     assert texts.count("3 times") == (1 if net.loops[-1] == 3 else 0)
     assert f"{count_parameters(net):,} parameters" in texts
     assert "noise level and class:\nscale and shift" in texts
+    assert f"{count_parameters(net.norm) + count_parameters(net.head):,}" in texts
     assert count_parameters(net) == sum(int(text.replace(",", "")) for text in texts if re.fullmatch(r"[\d,]+", text))
 
 

@@ -177,7 +177,9 @@ def test_samples_are_uint8_and_repeat_bit_for_bit(denoiser):
 def test_batching_does_not_change_the_samples(denoiser, options):
     options = {"sigmas": SHORT} | options
     together = diffusion.sample(denoiser, torch.arange(5), **options)
-    apart = diffusion.sample(denoiser, torch.arange(5), batch_size=2, **options)
+    said = []
+    apart = diffusion.sample(denoiser, torch.arange(5), batch_size=2, progress=lambda *of: said.append(of), **options)
+    assert said == [(2, 5), (4, 5), (5, 5)]
     assert (together.int() - apart.int()).abs().max() <= 1
 
 
@@ -380,7 +382,7 @@ def test_what_would_be_misread_is_refused_in_words_and_what_is_plain_is_taken():
             {"labels": labels} for labels in ([], 3, torch.tensor([True]), torch.zeros(2, 2, dtype=torch.int64))
         ],
         r"expected noise \(1, 3, H, W\)": [{"noise": torch.zeros(3, 3, 32, 32)}, {"noise": torch.zeros(1, 1, 32, 32)}],
-        level: [{"sigmas": sigmas} for sigmas in (fall[:-1], fall.flip(0), fall[-1:], 20, fall * torch.nan)],
+        level: [{"sigmas": sigmas} for sigmas in (fall[:-1], fall.flip(0), fall[-1:], 20, fall * torch.nan, [2, 2, 0])],
         r"interval must be \(low, high\)": [{"guidance": 2.0, "interval": (6.0, 0.05)}],
         "multiples of 4": [{"noise": torch.zeros(1, 3, 30, 32)}],
     }

@@ -135,6 +135,15 @@ def test_fresh_noise_is_what_makes_frames_differ(denoiser):
     assert torch.equal(shared[0], shared[1])
     assert not torch.equal(fresh[0], fresh[1])
     assert torch.equal(fresh[0], shared[0])
+    options |= {"fresh_noise": True, "class_way": interpolation.switch}
+    switched, stays = (  # before the middle, the class is that of the first end
+        interpolation.between(
+            denoiser, of, NOISES, positions, fresh_noise=True, class_way=interpolation.switch, **options
+        )
+        for of in (LABELS, LABELS[:1] * 2)
+    )
+    assert torch.equal(switched, stays)
+    assert not torch.equal(switched, fresh)
 
 
 def test_the_added_noise_is_the_seeds_and_each_pairs_own(denoiser):

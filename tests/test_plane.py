@@ -72,3 +72,22 @@ def test_neons_samples_are_measured_by_their_distance_from_the_points_not_the_ot
     on, off = torch.zeros(5, 2), torch.stack([torch.linspace(-1, 1, 5), torch.full((5,), 0.3)], dim=1)
     figure = plane.neon_panels(points, {-1: off, 0: off, 1: on})  # all on one of the points; near all, on none
     np.testing.assert_allclose(figure.axes[3].lines[0].get_ydata(), [0.3, 0.3, 0.0], atol=1e-6)
+
+
+def test_the_seed_of_neon_is_that_of_its_training(monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def first_batch(seed):
+        def stop(*of):
+            raise Stop(randint(*of))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "randint", stop)
+            with pytest.raises(Stop) as stopped:
+                plane.neon(torch.rand(50, 2), seed)
+        return stopped.value.args[0]
+
+    randint = torch.randint
+    assert torch.equal(first_batch(3), first_batch(3))
+    assert not torch.equal(first_batch(3), first_batch(4))

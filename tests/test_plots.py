@@ -63,6 +63,16 @@ def test_training_curves_place_values_at_their_steps():
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
 
 
+def test_the_running_mean_is_over_steps_and_leaves_out_what_is_not_finite():
+    losses = torch.tensor([1.0, torch.inf, 3.0, torch.nan, 5.0, 6.0])
+    assert plots.smooth(losses, 2).tolist() == [1, 1, 3, 3, 5, 5.5]
+    rising = torch.arange(100.0)
+    (axis,) = plots.training_curves({"a": {"every": 50, "loss": rising}, "b": {"loss": rising}}, window=100).axes
+    every, each = (axis.lines[i].get_ydata() for i in (1, 3))
+    assert every[-1] == 98.5  # 100 steps are two values of these,
+    assert each[-1] == 97  # and a hundred of those, but a twentieth of the curve at most
+
+
 def test_a_steep_start_does_not_set_the_height_of_training_curves():
     loss = torch.cat([torch.tensor([90.0, 50.0]), torch.linspace(2, 1, 98)])
     (axis,) = plots.training_curves({"": {"loss": loss}}).axes
@@ -188,6 +198,7 @@ def test_figures_look_the_same_whatever_the_user_has_set_and_leave_that_as_it_wa
     with (
         style.context("dark_background"),
         matplotlib.rc_context({"image.origin": "lower", "axes.grid": True, "font.size": 20, "figure.dpi": 50}),
+        matplotlib.rc_context({"savefig.dpi": 220, "savefig.pad_inches": 1, "savefig.transparent": True}),
     ):
         before = dict(matplotlib.rcParams)
         assert figures.png(figure()) == ours
@@ -270,7 +281,7 @@ def test_fewer_captions_than_images_name_the_first_ones():
     plots.image_grid(three[:1].expand(150, -1, -1, -1), 150, captions=["a"] * 150)
 
 
-@pytest.mark.parametrize(("low", "log"), [(0.001, True), (0.03, True), (0.04, False)])
+@pytest.mark.parametrize(("low", "log"), [(0.001, True), (0.03, True), (0.04, False), (0.0, False)])
 def test_curves_that_fall_by_more_than_thirty_times_are_drawn_on_a_logarithmic_axis(low, log):
     figure = plots.training_curves({"a": {"loss": torch.linspace(1.0, low, 20)}})
     assert (figure.axes[0].get_yscale() == "log") == log

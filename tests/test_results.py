@@ -120,6 +120,8 @@ def test_a_card_measured_with_other_settings_says_which(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     study(False, steps=10, guidance=1.0, interval=(0.05, 6.0))
     assert "study: measured with other steps, guidance, " in capsys.readouterr().out
+    study(False, guidance=2.5, churn=0.1)  # of which the card says nothing
+    assert "study: measured with other churn, " in capsys.readouterr().out
 
 
 def test_a_card_says_why_it_lacks_what_it_is_asked_for(tmp_path):

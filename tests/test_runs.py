@@ -127,7 +127,8 @@ def test_a_run_that_was_not_begun_or_notes_no_loss_stops_at_once(tmp_path):
         next(steps)
         run.log(loss=1.0)
         next(steps)
-        with pytest.raises(TrainingError, match="log each step's loss"):  # each, not the first alone
+        run.log(accuracy=1.0)
+        with pytest.raises(TrainingError, match="log each step's loss"):  # each, not the first alone, nor another
             next(steps)
     with pytest.raises(TrainingError, match="begin a run by `with Run"):  # nor after its end, when others may train
         next(iter(run))

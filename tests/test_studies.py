@@ -190,13 +190,15 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
         assert counts.max() - counts.min() <= 1
 
 
-def test_a_net_that_cannot_be_guided_is_swept_by_steps_alone(monkeypatch):
+def test_a_net_that_cannot_be_guided_is_swept_by_steps_and_neon_alone(monkeypatch):
     monkeypatch.setattr(fid, "judge", lambda found, real: {"fid": 1.0})
     default = {"steps": 20, "guidance": 1.0, "interval": [0.0, 6.0], "neon": 0.0}
     monkeypatch.setattr(data, "cifar100", lambda root, split: (torch.zeros(9), None))
     nets, draw = {0.0: None}, lambda net, labels, **how: labels
     swept = studies.sweep(nets, draw, lambda x: x, "", 8, default, 0, 4)
     assert [row["steps"] for row in swept["rows"]] == [20, 10, 14, 30]
+    swept = studies.sweep(nets | {1.0: None}, draw, lambda x: x, "", 8, default, 0, 4)
+    assert [(row["steps"], row["neon"]) for row in swept["rows"][3:]] == [(30, 0.0), (20, 1.0)]
 
 
 def test_cost_is_that_of_one_image_and_an_evaluation_a_third_of_it():

@@ -139,7 +139,7 @@ def test_labels_that_would_serve_several_images_are_refused(labels):
         unet.UNet((8, 16), (1, 1), 5)(x, noise, labels)
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 30, 32)])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 30, 32), (2, 3, 32, 30)])
 def test_images_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected images \(B, 3, H, W\), H and W multiples of 4"):
         unet.UNet((8, 8, 8))(torch.zeros(shape), torch.zeros(shape[0]), torch.zeros(shape[0], dtype=torch.int64))
