@@ -137,10 +137,7 @@ def test_fresh_noise_is_what_makes_frames_differ(denoiser):
     assert torch.equal(fresh[0], shared[0])
     options |= {"fresh_noise": True, "class_way": interpolation.switch}
     switched, stays = (  # before the middle, the class is that of the first end
-        interpolation.between(
-            denoiser, of, NOISES, positions, fresh_noise=True, class_way=interpolation.switch, **options
-        )
-        for of in (LABELS, LABELS[:1] * 2)
+        interpolation.between(denoiser, of, NOISES, positions, **options) for of in (LABELS, LABELS[:1] * 2)
     )
     assert torch.equal(switched, stays)
     assert not torch.equal(switched, fresh)
