@@ -218,27 +218,35 @@ CHANGES += [{"interval": [0.0, 80.0]}, {"interval": [0.3, 6.0]}]  # everywhere; 
 
 
 def sweep(
-    nets: dict[float, nn.Module],
+    denoiser: nn.Module,
+    trained: dict,
+    bases: dict[str, nn.Module],
     draw: Callable,
     features: Features,
     root: str | Path,
-    held_out: int,
-    default: dict,
+    sampling: dict,
     seed: int,
     samples: int = 1_000,
 ) -> dict:
     """Samples from the same noises by other settings, judged by twice as many held-out images; the first row is ours.
 
-    nets: weight of Neon -> denoiser. draw(denoiser, labels, seed=…, **sampling) -> images. root, held_out: where
-    CIFAR-100 is, and how many of its last training images no net has seen. default: our "steps", "guidance", "interval"
-    and "neon"; `CHANGES` and the other nets change one each. Without label dropout nothing can guide, so a default
-    guidance of 1 stays.
+    denoiser, trained: our net, and the settings of its run. They say how many of CIFAR-100's last training images, at
+    `root`, it has not seen, and which of `bases`, fingerprint -> net, it was before Neon. draw(denoiser, labels,
+    seed=…, **sampling) -> images. sampling: "sigmas", "guidance" and "interval" as the page draws; `CHANGES` and the
+    net before Neon change one each. Without label dropout nothing can guide, so a guidance of 1 stays.
     """
-    images = data.cifar100(root, "train")[0][-held_out:]
-    real, rows = features(images[: 2 * samples]), [default]
-    for change in [*CHANGES, *({"neon": weight} for weight in nets)]:
-        if default | change != default and ("steps" in change or "neon" in change or default["guidance"] != 1):
-            rows.append(default | change)
+    neon, guided = trained.get("neon", {}), sampling["guidance"] != 1
+    weight = neon.get("weight", 0.0)
+    nets = {weight: denoiser}
+    if neon.get("of") in bases:
+        nets[0.0] = bases[neon["of"]]
+    images = data.cifar100(root, "train")[0][-trained["held_out"] :]
+    real, steps = features(images[: 2 * samples]), len(sampling["sigmas"]) - 1
+    default = {"steps": steps, "guidance": sampling["guidance"], "interval": list(sampling["interval"])}
+    rows = [default | {"neon": weight}]
+    for change in [*CHANGES, *({"neon": of} for of in nets)]:
+        if rows[0] | change != rows[0] and ("steps" in change or "neon" in change or guided):
+            rows.append(rows[0] | change)
     for i, row in enumerate(rows):
         how = {
             "guidance": row["guidance"],

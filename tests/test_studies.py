@@ -164,10 +164,13 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
     assert [(seed, how) for _, _, seed, how in drawn] == [(1, sampling), (2, sampling)]
     assert studies.fid_of(None, None, "", sampling, count, [1, 2], found, CPU) == found  # known
     default = {"steps": 6, "guidance": 2.0, "interval": [0.3, 6.0], "neon": 1.0}
+    ours = {"sigmas": diffusion.karras_sigmas(6), "guidance": 2.0, "interval": (0.3, 6.0)}
+    trained = {"held_out": 3 * count, "neon": {"weight": 1.0, "of": "it"}}
     train, judged = torch.arange(5 * count), []
     monkeypatch.setattr(data, "cifar100", lambda root, split: {("there", "train"): (train, None)}[root, split])
     features = lambda x: judged.append(x) or x  # noqa: E731
-    swept = studies.sweep({1.0: "with", 0.0: "without"}, draw, features, "there", 3 * count, default, 3, count)
+    bases = {"it": "without", "another": "no"}
+    swept = studies.sweep("with", trained, bases, draw, features, "there", ours, 3, count)
     assert torch.equal(judged[0], train[2 * count : 4 * count])  # of those held out
     assert swept["images"] == 2 * count
     rows = [{key: row[key] for key in default} for row in swept["rows"]]
@@ -192,13 +195,17 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
 
 def test_a_net_that_cannot_be_guided_is_swept_by_steps_and_neon_alone(monkeypatch):
     monkeypatch.setattr(fid, "judge", lambda found, real: {"fid": 1.0})
-    default = {"steps": 20, "guidance": 1.0, "interval": [0.0, 6.0], "neon": 0.0}
     monkeypatch.setattr(data, "cifar100", lambda root, split: (torch.zeros(9), None))
-    nets, draw = {0.0: None}, lambda net, labels, **how: labels
-    swept = studies.sweep(nets, draw, lambda x: x, "", 8, default, 0, 4)
-    assert [row["steps"] for row in swept["rows"]] == [20, 10, 14, 30]
-    swept = studies.sweep(nets | {1.0: None}, draw, lambda x: x, "", 8, default, 0, 4)
-    assert [(row["steps"], row["neon"]) for row in swept["rows"][3:]] == [(30, 0.0), (20, 1.0)]
+    ours = {"sigmas": diffusion.karras_sigmas(20), "guidance": 1.0, "interval": (0.0, 6.0)}
+    draw = lambda net, labels, **how: labels  # noqa: E731
+    swept = studies.sweep("net", {"held_out": 8}, {"it": "base"}, draw, lambda x: x, "", ours, 0, 4)
+    assert [(row["steps"], row["neon"]) for row in swept["rows"]] == [(20, 0), (10, 0), (14, 0), (30, 0)]
+    neon = {"held_out": 8, "neon": {"weight": 1.5, "of": "it"}}
+    swept = studies.sweep("net", neon, {"it": "base"}, draw, lambda x: x, "", ours, 0, 4)
+    assert [(row["steps"], row["neon"]) for row in swept["rows"][3:]] == [(30, 1.5), (20, 0)]
+    shipped = results.load_card("diffusion")["settings"]
+    swept = studies.sweep("net", shipped, {"it": "base"}, draw, lambda x: x, "", ours, 0, 4)
+    assert {row["neon"] for row in swept["rows"]} == {shipped["neon"]["weight"]}  # the one before it is not here
 
 
 def test_cost_is_that_of_one_image_and_an_evaluation_a_third_of_it():
