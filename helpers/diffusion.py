@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.batches import to_float, to_uint8
-from helpers.solvers import Interval, Steps, dpm_solver_steps, guided
+from helpers.solvers import Guided, Interval, Steps, dpm_solver_steps
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1], as in EDM
 
@@ -195,7 +195,7 @@ def sample(
     sigmas: noise levels, float (steps + 1,), decreasing to 0; `karras_sigmas()` where there are none.
     solver: `dpm_solver_steps`, `heun_steps`, `ddim_steps` (all deterministic) or `ddpm_steps`.
     guidance: the scale, from 0; 1 for none, as for a network that was trained without label dropout.
-    interval: the lowest and the highest noise level at which guidance acts; see `guided`.
+    interval: the lowest and the highest noise level at which guidance acts; see `solvers.Guided`.
     batch_size: images at a time, from 1; image i is the same whatever it is, up to rounding.
     progress: called with (images done, images in all) after every batch.
     Raises ValueError on labels, noise or noise levels of another kind.
@@ -213,7 +213,7 @@ def sample(
         part = slice(start, start + batch_size)
         x = noise[part].to(device) * float(sigmas[0])
         streams = [_stream("added", seed, row) for row in rows[part]]
-        denoise = guided(denoiser, labels[part].to(device), guidance, interval)
+        denoise = Guided(denoiser, labels[part].to(device), guidance, interval)
 
         def added(own=streams) -> Tensor:
             return torch.stack([_normal(stream, noise.shape[1:]) for stream in own]).to(device)
@@ -235,5 +235,5 @@ def evaluations(*, sigmas: Tensor, solver: Callable[..., Steps] = dpm_solver_ste
 
     network.net = SimpleNamespace(classes=0)
     x = torch.zeros(1, 1)
-    deque(solver(guided(network, x, **guiding), x, checked_sigmas(sigmas), lambda: x), maxlen=0)
+    deque(solver(Guided(network, x, **guiding), x, checked_sigmas(sigmas), lambda: x), maxlen=0)
     return len(called_at)

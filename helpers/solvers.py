@@ -15,30 +15,29 @@ Steps = Iterator[tuple[Tensor, Tensor]]
 Interval = tuple[float, float]  # the lowest and the highest noise level
 
 
-def guided(denoiser: Callable, labels: Tensor, guidance: float = 1.0, interval: Interval = (0.0, math.inf)) -> Denoise:
+class Guided:
     """A denoiser of (x, sigma) for these labels, with classifier-free guidance (Ho and Salimans 2022).
 
-    guidance: its scale; 1 is the plain conditional model; larger trades variety for fidelity. Outside `interval` of
-    noise levels it is off (Kynkäänniemi et al. 2024), which also saves the second evaluation.
-    Its attribute `estimates` is a function of (x, sigma), too: -> (conditional, guided), or (conditional,) where
-    guidance is off. A solver that keeps a history needs both.
+    guidance: its scale; 1 is the plain conditional model; larger trades variety for fidelity. It is on from the first
+    noise level inside `interval` to the first one below, which saves evaluations (Kynkäänniemi et al. 2024).
     """
-    if interval[0] > interval[1]:
-        raise ValueError(f"interval must be (low, high), got {interval}")
 
-    def estimates(x: Tensor, sigma: float) -> tuple[Tensor, ...]:
-        conditional = denoiser(x, sigma, labels)
-        if guidance == 1 or not interval[0] <= sigma <= interval[1]:
+    def __init__(self, denoiser: Callable, labels: Tensor, guidance: float = 1.0, interval: Interval = (0.0, math.inf)):
+        if interval[0] > interval[1]:
+            raise ValueError(f"interval must be (low, high), got {interval}")
+        self.denoiser, self.labels, self.guidance, self.interval = denoiser, labels, guidance, interval
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        return self.estimates(x, sigma)[-1]
+
+    def estimates(self, x: Tensor, sigma: float) -> tuple[Tensor, ...]:
+        """The conditional estimate; and, where guidance is on, the guided one. A solver with a history needs both."""
+        conditional = self.denoiser(x, sigma, self.labels)
+        if self.guidance == 1 or not self.interval[0] <= sigma <= self.interval[1]:
             return (conditional,)
-        null = torch.full((len(x),), denoiser.net.classes, device=x.device)
-        unconditional = denoiser(x, sigma, null)
-        return conditional, unconditional + guidance * (conditional - unconditional)
-
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        return estimates(x, sigma)[-1]
-
-    denoise.estimates = estimates
-    return denoise
+        null = torch.full((len(x),), self.denoiser.net.classes, device=x.device)
+        unconditional = self.denoiser(x, sigma, null)
+        return conditional, unconditional + self.guidance * (conditional - unconditional)
 
 
 def ddim_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None, *, eta: float = 0.0) -> Steps:
@@ -82,10 +81,10 @@ def heun_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None)
 def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None) -> Steps:
     """DPM-Solver++ (2M) for the equation of `heun_steps`, along descending `sigmas`.
 
-    Second order as well, with one evaluation a step. Source: Lu et al. 2022. Where guidance begins or ends, its sudden
-    push is no trend: the slope there is that of the conditional estimates (see `guided`).
+    Second order as well, with one evaluation a step. Source: Lu et al. 2022. The jump where guidance begins or ends is
+    no trend, so the slope there is that of the conditional estimates.
     """
-    estimates = getattr(denoise, "estimates", lambda x, sigma: (denoise(x, sigma),))
+    estimates = denoise.estimates if isinstance(denoise, Guided) else lambda x, sigma: (denoise(x, sigma),)
     last, last_log_step = None, 0.0
     for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
         now = estimates(x, sigma)

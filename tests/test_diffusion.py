@@ -215,7 +215,7 @@ def test_fresh_noise_is_another_than_the_starting_noise(denoiser):
     path = torch.tensor([3.0, 0.5, 0.0])
     start = diffusion.starting_noise(1, 3)
     once = diffusion.sample(denoiser, torch.tensor([1]), seed=3, sigmas=path, solver=solvers.ddpm_steps)
-    guided = solvers.guided(denoiser, torch.tensor([1]))
+    guided = solvers.Guided(denoiser, torch.tensor([1]))
     with torch.no_grad():
         same, other = (
             batches.to_uint8([*solvers.ddpm_steps(guided, start * float(path[0]), path, lambda n=n: n)][-1][0])
@@ -303,7 +303,7 @@ def test_a_network_can_be_exported_with_any_number_of_images(denoiser):
 
 def test_sample_takes_the_solver_it_is_given(denoiser):
     labels, noise = torch.tensor([3, 1]), diffusion.starting_noise(2, 5)
-    guided = solvers.guided(denoiser, labels, 2.0, (0.1, 5.0))
+    guided = solvers.Guided(denoiser, labels, 2.0, (0.1, 5.0))
     options = {"seed": 5, "sigmas": SHORT, "guidance": 2.0, "interval": (0.1, 5.0)}
     drawn = []
     for solver in (solvers.dpm_solver_steps, solvers.heun_steps, solvers.ddim_steps):

@@ -1,3 +1,4 @@
+import functools
 import math
 import types
 from collections import deque
@@ -101,28 +102,55 @@ _two_gaussians.net = types.SimpleNamespace(classes=1)
 
 
 def _guided_end(times, knows_of_guidance=True):
-    """Where 12 · times steps end that are guided from the fifth of 13 levels to the tenth."""
+    """Where 12 · times + 1 steps end that are guided from just below the tenth of 13 levels up to the fifth."""
     edges, x = diffusion.karras_sigmas(13), torch.linspace(-80, 80, 5, dtype=torch.float64)[:, None]
     interval = 1.0001 * float(edges[9]), 1.0001 * float(edges[4])
-    guided = solvers.guided(_two_gaussians, torch.zeros(5, dtype=torch.long), 2.5, interval)
+    guided = solvers.Guided(_two_gaussians, torch.zeros(5, dtype=torch.long), 2.5, interval)
     denoise = guided if knows_of_guidance else lambda x, sigma: guided(x, sigma)
     *_, (end, _) = solvers.dpm_solver_steps(denoise, x, diffusion.karras_sigmas(12 * times + 1))
     return end
 
 
-def test_multistep_is_of_second_order_where_guidance_begins_and_ends_as_well():
-    """A slope across the edge would hold guidance that nobody asked for, and be of first order only."""
+def test_multistep_is_of_second_order_where_guidance_begins_and_ends_at_levels():
+    """A slope across such an edge would hold guidance that nobody asked for, and be of first order only."""
     reference = _guided_end(400)
     errors = [float((_guided_end(times) - reference).abs().max()) for times in (2, 4, 8)]
     orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
     assert all(1.8 < order < 2.4 for order in orders)
-    blind = [float((_guided_end(times, False) - reference).abs().max()) for times in (2, 4, 8)]
-    assert all(2 * ours < theirs for ours, theirs in zip(errors, blind, strict=True))
+    assert 4 * errors[-1] < float((_guided_end(8, False) - reference).abs().max())
+
+
+def test_the_slope_at_an_edge_of_guidance_is_that_of_the_conditional_estimates():
+    """By hand, over levels 8, 4, 2, 1, 0.5: guided at 4 and 2. Classes say 10 σ and σ², whatever x is."""
+
+    def network(x, sigma, labels):
+        return torch.full_like(x, sigma**2 if labels[0] else 10 * sigma)
+
+    network.net = types.SimpleNamespace(classes=1)
+    x, levels = torch.tensor([100.0], dtype=torch.float64), torch.tensor([8.0, 4.0, 2.0, 1.0, 0.5])
+    guided = solvers.Guided(network, torch.zeros(1, dtype=torch.long), 2.0, (1.5, 5.0))
+    found = list(solvers.dpm_solver_steps(guided, x, levels))
+    assert [float(estimate) for _, estimate in found] == [80, 2 * 40 - 16, 2 * 20 - 4, 10]  # of the guided network
+    slopes = [0, (40 - 80) / 2, (36 - 64) / 2, (10 - 20) / 2]  # a step is as long as the one before
+    for (end, estimate), slope in zip(found, slopes, strict=True):
+        x = (estimate + slope + x) / 2
+        torch.testing.assert_close(end, x)
+
+
+def test_what_is_wrapped_around_a_guided_denoiser_is_what_is_asked(denoiser):
+    guided, x = solvers.Guided(denoiser, torch.tensor([3]), 2.5, (0.05, 6.0)), diffusion.starting_noise(1, 5) * 80
+
+    @functools.wraps(guided, updated=["__dict__"])
+    def nothing(x, sigma):
+        return torch.zeros_like(x)
+
+    *_, (end, _) = solvers.dpm_solver_steps(nothing, x, diffusion.karras_sigmas(6))
+    assert not end.any()
 
 
 @pytest.mark.parametrize("guiding", [(1.0,), (2.5,), (2.5, (100.0, 200.0)), (0.0, (0.0, 80.0))])
 def test_multistep_with_guidance_nowhere_or_everywhere_is_that_of_any_denoiser(denoiser, guiding):
-    guided, noise = solvers.guided(denoiser, torch.tensor([3, 1]), *guiding), diffusion.starting_noise(2, 5)
+    guided, noise = solvers.Guided(denoiser, torch.tensor([3, 1]), *guiding), diffusion.starting_noise(2, 5)
     with torch.no_grad():
         ours = [end for end, _ in solvers.dpm_solver_steps(guided, noise * 80, diffusion.karras_sigmas(6))]
         plain = solvers.dpm_solver_steps(lambda x, sigma: guided(x, sigma), noise * 80, diffusion.karras_sigmas(6))
@@ -144,10 +172,10 @@ def test_guidance(denoiser):
     with torch.no_grad():
         plain = denoiser(x, 1.0, labels)
         null = denoiser(x, 1.0, torch.tensor([5, 5]))
-        assert torch.equal(solvers.guided(denoiser, labels, 1.0)(x, 1.0), plain)
-        assert torch.equal(solvers.guided(denoiser, labels, 3.0, (2.0, 9.0))(x, 1.0), plain)
+        assert torch.equal(solvers.Guided(denoiser, labels, 1.0)(x, 1.0), plain)
+        assert torch.equal(solvers.Guided(denoiser, labels, 3.0, (2.0, 9.0))(x, 1.0), plain)
         for scale in (3.0, 0.5, 0.0, -1.0):
-            found = solvers.guided(denoiser, labels, scale)(x, 1.0)
+            found = solvers.Guided(denoiser, labels, scale)(x, 1.0)
             torch.testing.assert_close(found, null + scale * (plain - null))
 
 
@@ -163,10 +191,10 @@ def test_guidance_acts_between_both_ends_of_its_interval_and_only_there(sigma, c
 
     denoiser.net = types.SimpleNamespace(classes=7)
     x, labels = torch.zeros(2, 3, 4, 4), torch.tensor([1, 2])
-    solvers.guided(denoiser, labels, 2.0, (0.05, 6.0))(x, sigma)
+    solvers.Guided(denoiser, labels, 2.0, (0.05, 6.0))(x, sigma)
     assert asked == [[1, 2], [7, 7]][:calls]
     asked.clear()
-    solvers.guided(denoiser, labels, 1.0, (0.05, 6.0))(x, sigma)  # without strength it costs nothing
+    solvers.Guided(denoiser, labels, 1.0, (0.05, 6.0))(x, sigma)  # without strength it costs nothing
     assert asked == [[1, 2]]
 
 
@@ -175,8 +203,8 @@ def test_the_default_interval_is_everywhere_and_the_default_scale_none(denoiser)
     with torch.no_grad():
         for sigma in (0.002, 80.0):
             plain, null = denoiser(x, sigma, labels), denoiser(x, sigma, torch.tensor([5, 5]))
-            assert torch.equal(solvers.guided(denoiser, labels)(x, sigma), plain)
-            torch.testing.assert_close(solvers.guided(denoiser, labels, 2.0)(x, sigma), 2 * plain - null)
+            assert torch.equal(solvers.Guided(denoiser, labels)(x, sigma), plain)
+            torch.testing.assert_close(solvers.Guided(denoiser, labels, 2.0)(x, sigma), 2 * plain - null)
 
 
 def test_a_sampler_that_adds_noise_says_when_it_has_none():
