@@ -81,10 +81,11 @@ def heun_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None)
 def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None) -> Steps:
     """DPM-Solver++ (2M) for the equation of `heun_steps`, along descending `sigmas`.
 
-    Second order as well, with one evaluation a step. Source: Lu et al. 2022. The jump where guidance begins or ends is
-    no trend, so the slope there is that of the conditional estimates.
+    Second order as well, with one evaluation a step. Source: Lu et al. 2022. The jump where
+    guidance begins or ends is no trend: the slope there is that of the conditional estimates.
     """
-    estimates = denoise.estimates if isinstance(denoise, Guided) else lambda x, sigma: (denoise(x, sigma),)
+    knows = isinstance(denoise, Guided)
+    estimates = denoise.estimates if knows else lambda x, sigma: (denoise(x, sigma),)
     last, last_log_step = None, 0.0
     for sigma, sigma_next in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
         now = estimates(x, sigma)
