@@ -195,18 +195,18 @@ def fid_of(
     if not torch.equal(sigmas, diffusion.karras_sigmas(len(sigmas) - 1)):
         how += f" from σ = {sigmas[0]:.3g} to {sigmas[-2]:.1g}"
     guided = "guidance {guidance} for σ in {interval}" if sampling.get("guidance", 1) != 1 else "no guidance"
+    test, (images, labels) = data.cifar100(root, "test")[0], data.cifar100(root, "train")
     about = {
         "n": samples,
         "seeds": seeds,
-        "protocol": f"clean-fid features, {samples:,} samples against the 10,000 CIFAR-100 test images",
+        "protocol": f"clean-fid features, {samples:,} samples against the {len(test):,} CIFAR-100 test images",
         "sampler": f"{how}, {guided.format(**sampling)}",
         "denoiser_evaluations": diffusion.evaluations(**sampling),
         "drawn_in": str(amp),
     }
     if all(known.get(key) == value for key, value in about.items()):
         return known
-    real, (images, labels) = features(data.cifar100(root, "test")[0]), data.cifar100(root, "train")
-    counts = enumerate(_spread(samples).bincount(minlength=100))
+    real, counts = features(test), enumerate(_spread(samples).bincount(minlength=100))
     as_many = torch.cat([(labels == label).nonzero()[:count, 0] for label, count in counts])
     found = [fid.judge(features(draw(_spread(samples), seed=seed, **sampling)), real) for seed in seeds]
     found[0] |= {"fid_of_training_images": fid.judge(features(images[as_many]), real)["fid"]}

@@ -147,6 +147,7 @@ def test_samples_are_spread_over_the_classes(count, monkeypatch):
     seen = []
     found = studies.fid_of(by, lambda x: seen.append(x) or x, "", sampling, count, [1, 2], {}, CPU)
     assert found["fid_by_seed"] == [1.0, 2.0]
+    assert found["protocol"] == f"clean-fid features, {count:,} samples against the 9 CIFAR-100 test images"
     assert found["fid_of_training_images"] == 100.0  # the first image's feature
     rank, label = (seen[-1] - 100).long().div(100, rounding_mode="floor"), (seen[-1] - 100).long() % 100
     assert torch.equal(label.bincount(minlength=100), (torch.arange(count) * 100 // count).bincount(minlength=100))
