@@ -81,8 +81,8 @@ def label_log_probabilities(digits: Tensor) -> Tensor:
     """Digits' log-probabilities (B, 3, 10) -> AddNIST labels' (B, 20), float32.
 
     The label is the sum - 1, and sums 1…20 occur. AddNIST holds as many images of each label as
-    of any other, so a sum is no more frequent for having many ways to come about: what counts
-    is the mean over its ways, not their total. (Bayes' rule: each triple has the frequency
+    of any other, so having many ways makes no sum more frequent: what counts is the mean over
+    its ways, not their total. (Bayes' rule: each triple has the frequency
     1 / (20 · ways); the reader's digits are taken as equally frequent.)
     Raises ValueError.
     """
@@ -146,7 +146,7 @@ class LearnedSum(nn.Module):
 
 
 class SeparateReaders(nn.Module):
-    """For comparison: the exact sum, a narrower reader a channel; log-probabilities (B, 20)."""
+    """For comparison: the exact sum, three narrower readers; log-probabilities (B, 20)."""
 
     def __init__(self):
         super().__init__()

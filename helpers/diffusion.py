@@ -73,11 +73,14 @@ class Denoiser(nn.Module):
         self.prediction = prediction
 
     def scaling(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """c_skip, c_out and c_in at noise levels sigma, any shape. With "edm": unit variance in, unit variance out."""
-        variance = sigma**2 + (1 if self.prediction == "epsilon" else SIGMA_DATA**2)  # of x, were its images so
+        """c_skip, c_out and c_in at noise levels sigma, any shape.
+
+        The images' pixels have the standard deviation SIGMA_DATA = 0.5.
+        """
+        if self.prediction == "epsilon":  # as in DDPM: x less the noise
+            return torch.ones_like(sigma), -sigma, (sigma**2 + 1).rsqrt()
+        variance = sigma**2 + SIGMA_DATA**2  # of x
         c_in = variance.rsqrt()
-        if self.prediction == "epsilon":  # x minus the noise
-            return torch.ones_like(sigma), -sigma, c_in
         return SIGMA_DATA**2 / variance, sigma * SIGMA_DATA * c_in, c_in
 
     def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Listing(Code):
 
 def listing(*sources: Callable) -> Listing:
     """The code of functions and classes, from the one place where it stands."""
-    return Listing("\n\n".join(map(inspect.getsource, sources)), language="python")
+    return Listing("\n\n".join(textwrap.dedent(inspect.getsource(source)) for source in sources), language="python")
 
 
 @in_our_look

@@ -69,7 +69,7 @@ def errors(card: dict) -> dict[str, tuple[float, float]]:
 def ablation(card: dict) -> Picture:
     """The ingredients as bars of errors; the learned sum would dwarf them, and stands in `answers`."""
     r, shown = card["settings"], {name: pair for name, pair in errors(card).items() if name != "learned sum"}
-    runs = f"{r['steps']:,} steps of {r['batch']}, {len(r['seeds'])} seed(s)"
+    runs = f"{r['steps']:,} steps, batch {r['batch']}, {len(r['seeds'])} seed(s)"
     return plots.bars(shown, title=f"Errors in 10,000 images of unseen digits ({runs})", form=",.0f")
 
 
@@ -79,14 +79,14 @@ def answers(asked: dict, ablation: dict, cards: dict[str, dict]) -> Markdown:
     few, small = ablation["settings"], full["variants"]["learned sum"]["batch"]
     for title in ("learned sum", "all ingredients"):
         said = title.replace("all ingredients", "exact sum")
-        rows.append([said, f"{few['steps']:,} of {few['batch']}", len(few["seeds"]), f"{short[title][0]:,.0f}"])
+        rows.append([said, f"{few['steps']:,}", few["batch"], len(few["seeds"]), f"{short[title][0]:,.0f}"])
     for title, (wrong, _) in errors(asked).items():
         batch = small if title == "learned sum" else full["batch"]
-        rows.append([title, f"{full['steps']:,} of {batch}", len(full["seeds"]), f"{wrong:,.0f}"])
+        rows.append([title, f"{full['steps']:,}", batch, len(full["seeds"]), f"{wrong:,.0f}"])
     for title, card in cards.items():
-        steps = f"{card['steps']:,} of {card['settings']['batch']}"
-        rows.append([title, steps, 1, f"{10_000 * (1 - card['seeds'][0]['unseen_accuracy']):,.0f}"])
-    return plots.table(["", "steps", "seeds", "errors in 10,000 images of unseen digits"], rows)
+        wrong = 10_000 * (1 - card["seeds"][0]["unseen_accuracy"])
+        rows.append([title, f"{card['steps']:,}", card["settings"]["batch"], 1, f"{wrong:,.0f}"])
+    return plots.table(["", "steps", "batch", "seeds", "errors in 10,000 images of unseen digits"], rows)
 
 
 def misread(net: classifiers.DigitSumClassifier, most: int = 36) -> Picture:
@@ -100,7 +100,7 @@ def misread(net: classifiers.DigitSumClassifier, most: int = 36) -> Picture:
     print("Most often:", ", ".join(f"{pair // 10} read as {pair % 10} ({n})" for pair, n in pairs if n))
     shown = wrong[:most]
     captions = [f"is {names[i]}, read {read[i]}" for i in shown]
-    title = f"{len(shown)} of {len(wrong)} misread digits"
+    title = f"{f'{most} of' if len(wrong) > most else 'all'} {len(wrong)} misread digits"
     return plots.image_grid(images[shown, None].expand(-1, 3, -1, -1), 9, captions=captions, title=title)
 
 
@@ -114,8 +114,8 @@ def sure_and_wrong(
     known = {digit.tobytes() for digit in misread.numpy()}
     shown = [{digit.tobytes() for digit in image} & known for image in images[wrong].numpy()]
     blamed, behind = sum(map(bool, shown)), len(set().union(*shown))
-    by = f"{blamed} of them by {behind} of {len(misread)} misread digits"
-    print(f"{len(wrong)} of {len(images):,} answers are wrong, {by}.")
+    by = f"{behind} of the {len(misread)} misread digits cause {blamed} of them"
+    print(f"{len(wrong)} of {len(images):,} answers are wrong; {by}.")
     print(f"On average the net is {chances.amax(dim=1).mean():.2%} sure, and {1 - len(wrong) / len(images):.2%} right.")
     if not len(wrong):
         return None

@@ -258,4 +258,4 @@ def summary(card: dict) -> str:
     where = f"{card['seconds'] / 60:,.0f} min {where}" if "seconds" in card else where
     where = f"{len(card['seeds'])} seed(s), {where}" if "seeds" in card else where
     steps = f"{card['steps']:,} of {card['step_limit']:,} steps"
-    return f"{card['parameters']:,} parameters, {steps} of {batch} on {card['data']}: {where}."
+    return f"{card['parameters']:,} parameters, {steps}, batch {batch}, on {card['data']}: {where}."

@@ -31,7 +31,10 @@ class Guided:
         return self.estimates(x, sigma)[-1]
 
     def estimates(self, x: Tensor, sigma: float) -> tuple[Tensor, ...]:
-        """The conditional estimate; and, where guidance is on, the guided one. A solver with a history needs both."""
+        """The conditional estimate; and the guided one, where guidance is on.
+
+        A solver with a history needs both.
+        """
         conditional = self.denoiser(x, sigma, self.labels)
         if self.guidance == 1 or not self.interval[0] <= sigma <= self.interval[1]:
             return (conditional,)
@@ -79,10 +82,11 @@ def heun_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None)
 
 
 def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise = None) -> Steps:
-    """DPM-Solver++ (2M) for the equation of `heun_steps`, along descending `sigmas`.
+    """DPM-Solver++ (2M) for dx/dσ = (x - D(x, σ)) / σ, along descending `sigmas`.
 
-    Second order as well, with one evaluation a step. Source: Lu et al. 2022. The jump where
-    guidance begins or ends is no trend: the slope there is that of the conditional estimates.
+    Second order, with one evaluation a step. Deterministic: `noise` is not used. Where guidance
+    begins or ends, estimates jump, so the slope there is that of the conditional estimates.
+    Source: Lu et al. 2022.
     """
     knows = isinstance(denoise, Guided)
     estimates = denoise.estimates if knows else lambda x, sigma: (denoise(x, sigma),)
@@ -92,8 +96,8 @@ def dpm_solver_steps(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise =
         target = now[-1]
         log_step = math.log(sigma / sigma_next) if sigma_next > 0 else math.inf
         if last is not None and sigma_next > 0:
-            # The line through this estimate and the last, over ln σ, saves a second evaluation.
-            alike = min(len(now), len(last)) - 1
+            # The line through the last two estimates, over ln σ, halfway along this step.
+            alike = min(len(now), len(last)) - 1  # if only one is guided: the conditional ones
             target = target + (now[alike] - last[alike]) * log_step / (2 * last_log_step)
         x = target + (sigma_next / sigma) * (x - target)
         last, last_log_step = now, log_step

@@ -35,9 +35,9 @@ class GroupNorm(nn.GroupNorm):
 class Block(nn.Module):
     """Two 3×3 convolutions with a residual path, used `loops` times.
 
-    Noise level and class scale and shift the middle (`modulation`). With more than one loop the
-    convolutions' weights are shared by all of them; each loop owns, on each channel, gains for
-    scale and shift and one for what it adds.
+    `modulation`, made of noise level and class, scales and shifts the middle. All loops share
+    the convolutions' weights. Each has, per channel, its own gains: for scale, for shift, and
+    for what it adds.
     """
 
     def __init__(self, channels_in: int, channels: int, loops: int = 1):

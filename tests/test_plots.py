@@ -156,6 +156,8 @@ def test_figures_are_closed_so_that_a_cell_shows_them_once():
 def test_listing_is_the_source_as_code():
     text = plots.listing(plots.smooth, plots.pm).data
     assert text == inspect.getsource(plots.smooth) + "\n\n" + inspect.getsource(plots.pm)
+    text = plots.listing(classifiers.DigitSumClassifier.forward).data  # a method begins at the margin, too
+    assert text.splitlines()[1].startswith("    return ")
 
 
 NET = classifiers.DigitSumClassifier().eval()

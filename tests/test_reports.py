@@ -132,9 +132,9 @@ def test_every_cell_of_the_answers():
     asked = study(1_000, 9, 1, learned_sum=0.95, told=0.98)
     own = {"steps": 500, "settings": {"batch": 3}, "seeds": [{"unseen_accuracy": 0.97, "test_accuracy": 0.5}]}
     assert cells(reports.answers(asked, short, {"own": own})) == [
-        ["learned sum", "40 of 4", "3", "1,000"], ["exact sum", "40 of 4", "3", "100"],
-        ["learned sum", "1,000 of 6", "1", "500"], ["told", "1,000 of 9", "1", "200"],
-        ["own", "500 of 3", "1", "300"],
+        ["learned sum", "40", "4", "3", "1,000"], ["exact sum", "40", "4", "3", "100"],
+        ["learned sum", "1,000", "6", "1", "500"], ["told", "1,000", "9", "1", "200"],
+        ["own", "500", "3", "1", "300"],
     ]  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def test_confusions_and_blame_are_counted(monkeypatch, capsys):
     images = pool[0][torch.tensor([[0, 0, 1], [0, 1, 2], [2, 2, 0], [0, 0, 0]])]
     labels = torch.tensor([8, 10, 12, 1])  # sums of 9, 11, 13; and one that is wrong though no digit is misread
     reports.sure_and_wrong(_always(3), images, labels)
-    assert "3 of 4 answers are wrong, 2 of them by 1 of 2 misread digits." in capsys.readouterr().out
+    assert "3 of 4 answers are wrong; 1 of the 2 misread digits cause 2 of them." in capsys.readouterr().out
     assert reports.sure_and_wrong(_always(3), images[:1], labels[:1]) is None
 
 

@@ -186,7 +186,7 @@ def test_curves_are_means_of_every_so_many_steps_of_each_run_without_the_seconds
 def test_one_line_says_what_run_a_card_is_of():
     card = {"parameters": 83_618, "steps": 1_000, "step_limit": 10_000, "settings": {"batch": 32}, "data": "these",
             "device": "a chip", "date": "2026-01-01"}  # fmt: skip
-    said = "83,618 parameters, 1,000 of 10,000 steps of 32 on these: "
+    said = "83,618 parameters, 1,000 of 10,000 steps, batch 32, on these: "
     assert results.summary(card) == said + "on a chip, 2026-01-01."
     assert results.summary(card | {"seconds": 6_000.0}) == said + "100 min on a chip, 2026-01-01."
     assert results.summary(card | {"seeds": [{}, {}]}) == said + "2 seed(s), on a chip, 2026-01-01."
