@@ -1,7 +1,4 @@
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: as in the notebooks, idle threads sleep
-
+import helpers  # noqa: F401, I001 (before torch: as in the notebooks, it sets how idle threads wait)
 import matplotlib
 import pytest
 import torch
