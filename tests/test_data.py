@@ -303,7 +303,8 @@ def test_mnists_test_digits_travel_along_and_the_rebuilt_test_set_needs_nothing_
 
 def test_the_photographs_are_cifar100s_first_test_images():
     images, labels = data.photographs()
-    assert (images.shape, images.dtype) == ((8, 3, 32, 32), torch.uint8)
+    assert (images.shape, images.dtype, labels.dtype) == ((8, 3, 32, 32), torch.uint8, torch.int64)
+    assert data.digits("", "test")[1].dtype == torch.int64
     classes = results.load_card("diffusion")["classes"]
     named = ["mountain", "forest", "seal", "mushroom", "sea", "tulip", "camel", "butterfly"]
     assert [classes[label] for label in labels] == named

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
 
 from helpers import batches, data, diagrams, results, unet
 from helpers.budget import count_parameters
@@ -25,6 +26,8 @@ def test_digit_sum_shows_the_nets_own_distributions():
     np.testing.assert_array_equal(axes["image"].images[0].get_array(), image.permute(1, 2, 0).numpy())
     answer = int(net(batches.normalise(image[None]))[0].argmax()) + 1
     assert f"read {answer} (" in axes["sum"].get_title(loc="left")
+    named = zip(("red", "green", "blue"), (3, 4, 5), read.argmax(dim=1).tolist(), strict=True)
+    assert ", ".join(f"{name} {digit}, read {found}" for name, digit, found in named) in figure.alt
     for channel in range(3):
         np.testing.assert_array_equal(axes[str(channel)].images[0].get_array(), image[channel].numpy())
         heights = [bar.get_height() for bar in axes[f"r{channel}"].patches]
@@ -37,6 +40,9 @@ def test_digit_sum_shows_the_nets_own_distributions():
     orange = [round(bar.get_x() + bar.get_width() / 2) for bar in axes["sum"].patches
               if bar.get_facecolor() == pytest.approx(to_rgba(diagrams.ORANGE))]  # fmt: skip
     assert orange == [12]
+    for name, values in {"r0": range(10), "r1": range(10), "r2": range(10), "sum": range(1, 21, 3)}.items():
+        assert [axes[name].get_xticks().tolist()] == [[*values]]  # a bar stands above its own value
+        assert [label.get_text() for label in axes[name].get_xticklabels()] == [str(value) for value in values]
     assert axes["sum"].get_title(loc="left").startswith("3 + 4 + 5 = 12")
     none = diagrams.digit_sum(net, image, (9, 9, 9))
     assert "no label for 27" in {axis.get_label(): axis for axis in none.axes}["sum"].get_xlabel()
@@ -45,10 +51,14 @@ def test_digit_sum_shows_the_nets_own_distributions():
 def test_diagrams_say_what_the_nets_are():
     net = PaperClassifier().eval()
     texts = " ".join(_texts(diagrams.layer_diagram(net, torch.zeros(1, 3, 28, 28))))
-    assert f"{count_parameters(net):,} in all" in texts
+    assert f"PaperClassifier: output shapes and parameters, {count_parameters(net):,} in all" in texts
     assert texts.count("conv 3×3") == 4
     assert texts.count("max pool") == 3
     assert "64×3×3" in texts
+    axis = diagrams.layer_diagram(net, torch.zeros(1, 3, 28, 28)).axes[0]
+    lefts = [box.get_x() for box in axis.patches if isinstance(box, Rectangle)]
+    assert lefts[0] == 0
+    assert axis.get_xlim()[0] < lefts[0] < lefts[-1] + 0.5 < axis.get_xlim()[1]  # all within the picture
     assert not any(module._forward_hooks for module in net.modules())
 
 
@@ -57,8 +67,9 @@ def test_the_net_that_adds_is_drawn_with_one_reader_and_all_its_parameters():
     texts = _texts(diagrams.adder_diagram(net))
     under = [text.split("\n")[1] for text in texts if re.fullmatch(r"[\d×]+\n[\d,]+", text)]
     assert sum(int(count.replace(",", "")) for count in under) == count_parameters(net)
-    assert any(f"{count_parameters(net):,} in all" in text for text in texts)
+    assert any(f"{count_parameters(net):,} in all" in text and "DigitSumClassifier" in text for text in texts)
     assert {"red", "green", "blue", "exact sum", "one reader, used three times"} <= set(texts)
+    assert {"mean pool", "linear"} <= set(texts)
     assert [text for text in texts if text.startswith("conv")] == ["conv 3×3", "conv 3×3, stride 2", *["conv 3×3"] * 3]
     boxes = diagrams.adder_diagram(net).axes[0].patches
     blue = to_rgba(diagrams.COLOURS["Conv2d"])

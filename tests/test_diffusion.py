@@ -58,6 +58,12 @@ def test_preconditioning_identities():
     assert float(out[-1]) == pytest.approx(0.5, abs=1e-6)
 
 
+@pytest.mark.parametrize("prediction", ["edm", "epsilon"])
+def test_noise_levels_are_drawn_where_the_network_is(prediction):
+    denoiser = unet.build_denoiser(results.load_card("diffusion")["settings"] | {"prediction": prediction}, "meta")
+    assert denoiser.training_sigmas(3).device.type == "meta"
+
+
 def test_an_untrained_net_costs_one(rng):
     """The head starts at zero, so D = c_skip·x, whose weighted error is 1 for data of variance 0.25."""
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,6 +182,18 @@ def test_the_network_sees_pixels_less_128_over_128(tmp_path, monkeypatch, name):
     pixels = torch.tensor([0.0, 128.0, 255.0]).view(1, 3, 1, 1)
     expected = whole.layers(torch.tensor([-1.0, 0.0, 127 / 128]).view(1, 3, 1, 1)).flatten(1)
     torch.testing.assert_close(fid.load_network(tmp_path)(pixels), expected)
+
+
+def test_without_a_network_that_of_data_root_is_taken(monkeypatch, network):
+    """A ~ in it is the user's folder, as in the pages."""
+    asked = []
+    monkeypatch.setattr(fid, "load_network", lambda root, device: asked.append(root) or network)
+    for given, expected in (("~/there", str(Path.home() / "there")), (None, "data")):
+        monkeypatch.delenv("DATA_ROOT", raising=False)
+        if given:
+            monkeypatch.setenv("DATA_ROOT", given)
+        fid.features(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+        assert str(asked.pop()) == expected
 
 
 def test_images_of_another_shape_are_refused(network):

@@ -106,6 +106,10 @@ def test_the_waterfall_leaves_out_what_has_no_fid():
     assert worse.texts[3].get_position()[0] == 300
 
 
+def heads(table):
+    return [head.strip() for head in table.data.splitlines()[0].strip("|").split("|")]
+
+
 def cells(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.data.splitlines()[2:]]
 
@@ -150,6 +154,31 @@ def test_every_cell_of_the_tables_between_samples_and_of_the_samplers(monkeypatc
     card = {"samples": 4, "rows": {"paper x": {"fid": 80.0, "evaluations": 1}, "y": {"fid": 70.0, "evaluations": 2}}}
     monkeypatch.setattr(results, "load_card", lambda name: card)
     assert cells(reports.samplers()) == [["report's x", "1", "0"], ["y", "2", "-10.00"]]
+
+
+def test_the_heads_of_tables_stand_above_their_own_figures():
+    cards = {name: results.load_card(f"classifier_{name}") for name in ("paper", "best")}
+    answers = [results.load_card(f"classifier_{name}") for name in ("questions", "ingredients")]
+    found, swept = results.load_card("interpolation"), results.load_card("diffusion_sweep")
+    pairs, middles, speed = found["smoothness"]["pairs"], found["middles"], results.load_card("speed_cuda")
+    run = f"plain U-Net, {speed['device']}, batches of {speed['batch']}"
+    shown = {
+        reports.classifier_table(cards): ", the report, the same game, another player, paper, here, best, here",
+        reports.answers(*answers, cards): ", steps, batch, seeds, errors in 10,000 images of unseen digits",
+        reports.samplers(): "plain U-Net, 1,000 samples, evaluations, FID, difference",
+        reports.sweep_table(swept): f"{swept['samples']:,} samples, {swept['images']:,} held-out images, evaluations, "
+        "Δ FID, Δ KID · 10³, Δ precision, Δ recall",
+        reports.speed_table(): f"{run}, images/s, peak memory, MiB",
+        reports.smoothness_table(found["smoothness"]): f"{pairs} random pairs, length, 37 frames, "
+        "growth from 10 frames, largest / mean step",
+        reports.middles_table(middles): f"{middles['images_each']:,} midpoints each, {middles['test_images']:,} "
+        "test images, FID, difference, distance of means, difference",
+    }
+    for table, said in shown.items():
+        assert ", ".join(heads(table)) == said
+    loop = speed["rows"]["notebook loop"]
+    figures = [f"{loop['images_per_second']:,.0f}", f"{loop['peak_memory_mib']:,}"]
+    assert cells(reports.speed_table())[0] == ["notebook loop", *figures]
 
 
 def test_the_line_of_a_fid():

@@ -10,12 +10,13 @@ from helpers import data, diffusion, fid, interpolation, solvers, unet, walks
 
 def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch):
     """Where, by which way, and with which labels each row was drawn."""
-    drawn, judged = {}, []
+    drawn, judged, asked = {}, [], []
     monkeypatch.setattr(fid, "frechet_distance", lambda found, real: judged.append(len(real)) or float(found))
     monkeypatch.setattr(fid, "mean_distance", lambda found, real: 0.0)
 
     def between(denoiser, labels, noises, positions, *, way="slerp", class_way=None, **sampling):
         assert not torch.equal(*noises)
+        asked.append(torch.stack(labels))
         drawn[float(len(drawn))] = positions, way, class_way or way, torch.equal(*labels)
         return [len(drawn) - 1.0]
 
@@ -29,6 +30,11 @@ def test_midpoints_and_starting_points_are_drawn_as_they_are_called(monkeypatch)
         "lerp of noise and class": ([0.5], "lerp", "lerp", False),
         "slerp of noise, lerp of class": ([0.5], "slerp", "lerp", False),
     }  # fmt: skip
+    first, state = asked[:], torch.get_rng_state()
+    asked.clear()
+    walks.middles(None, {}, lambda images: images, torch.zeros(9), 4, 0)
+    assert all(map(torch.equal, first, asked))  # of the seed alone
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_what_is_noted_of_the_ways_is_read_off_them():

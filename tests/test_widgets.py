@@ -110,6 +110,7 @@ def test_digit_explorer_shows_the_digits_that_were_chosen(monkeypatch):
     assert len(drawn) == 4  # once, not once for each digit
     assert drawn[-1][1] == tuple(_find(explorer, w.Dropdown, name).value for name in ("red", "green", "blue"))
     assert drawn[-1][1] != digits
+    assert _find(explorer, w.Label, "").value == f"{' + '.join(map(str, drawn[-1][1]))}, handwriting 1"
 
 
 def test_an_explorer_that_cannot_draw_at_all_stops_its_cell(denoiser):
