@@ -92,6 +92,13 @@ def test_digits_are_what_addnist_adds_up(demo):
     assert torch.equal(torch.tensor(sums) - 1, y)
 
 
+def test_the_demos_digits_stand_upright():
+    """A 6 on its head would be a 9; a 1 says which way is up."""
+    images, labels = data.digits("", "train", "demo")
+    ones = images[labels == 1] > 64
+    assert (ones.any(dim=2).sum(dim=1) > ones.any(dim=1).sum(dim=1)).all()  # higher than wide
+
+
 def test_data_sets_are_the_same_every_time(demo):
     again = data.addnist("", "test", "demo")
     assert data.fingerprint(*again) == data.fingerprint(*demo["test"])
