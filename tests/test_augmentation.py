@@ -103,6 +103,11 @@ def test_strokes_grow_thicker_and_thinner_by_no_more_than_said():
     assert abs(float(torch.corrcoef(changed[:, :2].T)[0, 1])) < 0.12
 
 
+def test_images_keep_their_type():
+    images = torch.rand(2, 3, 28, 28, dtype=torch.float64)
+    assert augmentation.jitter(images, degrees=9.0, stroke=0.5, bend=1.0).dtype == torch.float64
+
+
 def test_bytes_to_jitter_are_refused():
     with pytest.raises(TypeError, match="normalise first"):
         augmentation.jitter(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))

@@ -181,6 +181,12 @@ def test_predictions_over_several_views_are_the_mean_over_jittered_ones():
     assert torch.equal(found, classifiers.predict(net, images, views=3, jitter={"shift": 3.0}))
 
 
+def test_one_view_is_the_image_as_it_is():
+    net, images = DigitSumClassifier().eval(), torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
+    strong = {"degrees": 90.0, "shift": 9.0}
+    assert torch.equal(classifiers.predict(net, images, jitter=strong), classifiers.predict(net, images))
+
+
 def test_predictions_that_would_mean_something_else_are_refused():
     images, net = data.addnist("", "train", "demo")[0][:5], DigitSumClassifier()
     with pytest.raises(ValueError, match="training mode"):

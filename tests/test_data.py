@@ -2,6 +2,7 @@ import colorsys
 import hashlib
 import io
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -292,6 +293,21 @@ def test_what_goes_wrong_in_torchvision_becomes_advice(tmp_path, monkeypatch, li
     monkeypatch.setattr(f"torchvision.datasets.{library}", fail)
     with pytest.raises(data.DataError, match=f"Dataset not found.*or {advice}"):
         load(tmp_path, "train")
+
+
+def test_mnists_digits_are_handed_on_as_they_are(tmp_path, monkeypatch):
+    mnist = SimpleNamespace(data=torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8), targets=torch.arange(5))
+    monkeypatch.setattr("torchvision.datasets.MNIST", lambda *_, **__: mnist)
+    images, labels = data.digits(tmp_path, "train")
+    assert images.dtype == torch.uint8
+    assert torch.equal(images, mnist.data)
+    assert torch.equal(labels, mnist.targets)
+
+
+def test_the_demos_shapes_lie_within_their_pictures():
+    images, _ = data.cifar100("", "train", "demo")
+    edges = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
+    assert edges.max() < 128  # the ground is dark, the shapes are not
 
 
 # --- what travels along -----------------------------------------------------------------------------------------

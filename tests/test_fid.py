@@ -196,6 +196,13 @@ def test_without_a_network_that_of_data_root_is_taken(monkeypatch, network):
         assert str(asked.pop()) == expected
 
 
+def test_progress_counts_images(network):
+    said = []
+    images = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
+    fid.features(images, network, batch_size=2, progress=lambda *of: said.append(of))
+    assert said == [(2, 5), (4, 5), (5, 5)]
+
+
 def test_images_of_another_shape_are_refused(network):
     for shape in ((4, 32, 32, 3), (4, 1, 32, 32), (3, 32, 32)):
         with pytest.raises(ValueError, match=r"expected images \(N, 3, H, W\)"):

@@ -161,6 +161,12 @@ def test_the_added_noise_is_the_seeds_and_each_pairs_own(denoiser):
     assert not torch.equal(alone[0], alone[1])
 
 
+@pytest.mark.parametrize("way", [interpolation.slerp, interpolation.lerp])
+def test_a_position_is_as_exact_as_the_vectors(way):
+    a, b = torch.randn(2, 1, 50, dtype=torch.float64).unbind()
+    assert torch.equal(way(a, b, 1 / 3), way(a, b, torch.tensor(1 / 3, dtype=torch.float64)))
+
+
 def test_inversion_of_a_gaussian_is_exact_to_second_order():
     """Data N(0, 0.3²): up the noise levels and down again with Heun's steps, whose error falls fourfold a halving."""
 

@@ -140,6 +140,8 @@ def test_bars_are_as_long_as_their_values_and_say_them():
 def test_a_waterfall_falls_from_each_step_to_the_next_and_the_published_stand_where_they_are():
     (axis,) = plots.waterfall({"a": 90.0, "b": 40.0, "c": 15.0}, {"others": 44.0}, title="t").axes
     bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches]
+    assert [bar.get_y() + bar.get_height() / 2 for bar in axis.patches[::2]] == pytest.approx([0, 1, 2])
+    assert axis.get_yticks().tolist() == [0, 1, 2]  # each beside its name
     assert bars == [(0, 90), (90, 0), (0, 40), (40, 50), (0, 15), (15, 25)]  # what is left, what was saved
     assert [text.get_text().strip() for text in axis.texts] == ["90.00", "40.00", "15.00", "44.00  others"]
     assert axis.lines[0].get_xdata().tolist() == [44, 44]

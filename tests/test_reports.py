@@ -63,6 +63,8 @@ def test_sure_and_wrong_are_wrong_and_the_surest_comes_first(capsys):
     wrong = (chances.argmax(dim=1) != labels).nonzero()[:, 0]
     figure = reports.sure_and_wrong(net, images, labels, count=3)
     said = capsys.readouterr().out
+    sure, right = chances.amax(dim=1).mean(), 1 - len(wrong) / 2_000
+    assert f"On average the net is {sure:.2%} sure, and {right:.2%} right." in said
     assert said.startswith(f"{len(wrong)} of 2,000 answers are wrong")
     surest = wrong[chances[wrong].amax(dim=1).argmax()]
     assert figure.axes[0].images[0].get_array().tolist() == images[surest].permute(1, 2, 0).tolist()
@@ -154,6 +156,15 @@ def test_every_cell_of_the_tables_between_samples_and_of_the_samplers(monkeypatc
     card = {"samples": 4, "rows": {"paper x": {"fid": 80.0, "evaluations": 1}, "y": {"fid": 70.0, "evaluations": 2}}}
     monkeypatch.setattr(results, "load_card", lambda name: card)
     assert cells(reports.samplers()) == [["report's x", "1", "0"], ["y", "2", "-10.00"]]
+
+
+def test_the_curves_of_growth_say_over_how_many_pairs_they_are():
+    lengths = {"10": [50.0, 1.0], "37": [100.0, 3.0]}
+    found = {"pairs": 7, "rows": {walks.GLIDE: {"length": lengths, "each": [1.0], "unevenness": [1.5, 0.25]}}}
+    figure = reports.growth_curves(found, [walks.GLIDE])
+    assert figure.axes[0].get_title(loc="left").startswith("7 random pairs")
+    assert figure.axes[0].get_ylabel() == "length / length at 10 frames"
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[10.0, 1.0], [37.0, 2.0]]
 
 
 def test_the_heads_of_tables_stand_above_their_own_figures():

@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import os
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,14 @@ def test_curves_are_means_of_every_so_many_steps_of_each_run_without_the_seconds
     assert [run.tolist() for run in thinned["loss"]] == [[1.5, 3.5], [1.0, 5.0]]
     assert torch.allclose(thinned["accuracy"], torch.tensor([[0.15, 0.35], [0.1, 0.5]]))
     assert results.thinned(histories, points=100)["every"] == 1  # of a short run all
+
+
+def test_a_card_names_the_kind_of_machine_and_not_the_machine(monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "someones-laptop")
+    monkeypatch.setattr(platform, "machine", lambda: "riscv")
+    found = results.environment(torch.device("cpu"))
+    assert found["device"].startswith("riscv cpu, ")
+    assert "someones-laptop" not in str(found)
 
 
 def test_one_line_says_what_run_a_card_is_of():

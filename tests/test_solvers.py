@@ -207,6 +207,22 @@ def test_the_default_interval_is_everywhere_and_the_default_scale_none(denoiser)
             torch.testing.assert_close(solvers.Guided(denoiser, labels, 2.0)(x, sigma), 2 * plain - null)
 
 
+def test_a_solver_goes_by_its_own_name():
+    assert solvers.SOLVERS == {
+        "DPM-Solver++ (2M)": solvers.dpm_solver_steps, "Heun": solvers.heun_steps,
+        "DDIM": solvers.ddim_steps, "DDPM": solvers.ddpm_steps,
+    }  # fmt: skip
+
+
+def test_noise_is_drawn_for_each_step_but_the_last_and_by_ddpm_alone():
+    x, drawn = torch.ones(1, 1, 1, 1), []
+    for name, solver in solvers.SOLVERS.items():
+        steps = solver(lambda x, sigma: 0 * x, x, torch.tensor([2.0, 1.0, 0.5, 0.0]), lambda: drawn.append(1) or x)
+        deque(steps, maxlen=0)
+        assert len(drawn) == (2 if name == "DDPM" else 0)
+    deque(solvers.ddim_steps(lambda x, sigma: 0 * x, x, torch.tensor([2.0, 1.0, 0.0])), maxlen=0)  # needs none
+
+
 def test_a_sampler_that_adds_noise_says_when_it_has_none():
     with pytest.raises(ValueError, match="with eta = 1.0 each step adds noise: pass noise"):
         next(solvers.ddpm_steps(lambda x, sigma: x, torch.ones(1), diffusion.ddpm_sigmas(7)))
