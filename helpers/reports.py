@@ -114,7 +114,7 @@ def sure_and_wrong(
     known = {digit.tobytes() for digit in misread.numpy()}
     shown = [{digit.tobytes() for digit in image} & known for image in images[wrong].numpy()]
     blamed, behind = sum(map(bool, shown)), len(set().union(*shown))
-    by = f"{behind} of the {len(misread)} misread digits cause {blamed} of them"
+    by = f"{behind} misread digits cause {blamed} of them"
     print(f"{len(wrong)} of {len(images):,} answers are wrong; {by}.")
     print(f"On average the net is {chances.amax(dim=1).mean():.2%} sure, and {1 - len(wrong) / len(images):.2%} right.")
     if not len(wrong):
@@ -197,7 +197,7 @@ def speed_table() -> Markdown:
         for name, row in card["rows"].items()
         if "notebook loop" in name
     ]
-    title = f"plain U-Net, {card['device']}, batches of {card['batch']}"
+    title = f"plain U-Nets, {card['device']}, batches of {card['batch']}"
     return plots.table([title, "images/s", "peak memory, MiB"], rows)
 
 

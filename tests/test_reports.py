@@ -172,7 +172,7 @@ def test_the_heads_of_tables_stand_above_their_own_figures():
     answers = [results.load_card(f"classifier_{name}") for name in ("questions", "ingredients")]
     found, swept = results.load_card("interpolation"), results.load_card("diffusion_sweep")
     pairs, middles, speed = found["smoothness"]["pairs"], found["middles"], results.load_card("speed_cuda")
-    run = f"plain U-Net, {speed['device']}, batches of {speed['batch']}"
+    run = f"plain U-Nets, {speed['device']}, batches of {speed['batch']}"
     shown = {
         reports.classifier_table(cards): ", the report, the same game, another player, paper, here, best, here",
         reports.answers(*answers, cards): ", steps, batch, seeds, errors in 10,000 images of unseen digits",
@@ -221,7 +221,7 @@ def test_confusions_and_blame_are_counted(monkeypatch, capsys):
     images = pool[0][torch.tensor([[0, 0, 1], [0, 1, 2], [2, 2, 0], [0, 0, 0]])]
     labels = torch.tensor([8, 10, 12, 1])  # sums of 9, 11, 13; and one that is wrong though no digit is misread
     reports.sure_and_wrong(_always(3), images, labels)
-    assert "3 of 4 answers are wrong; 1 of the 2 misread digits cause 2 of them." in capsys.readouterr().out
+    assert "3 of 4 answers are wrong; 1 misread digits cause 2 of them." in capsys.readouterr().out
     assert reports.sure_and_wrong(_always(3), images[:1], labels[:1]) is None
 
 
