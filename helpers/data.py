@@ -208,7 +208,8 @@ def cifar100(root: str | Path, split: str, source: str = "official") -> tuple[Te
     if source == "demo":
         return demo.shapes(50 if split == "train" else 10, seed=int(split == "test"))
     cifar = _cifar100_test(root) if split == "test" else _cifar100(root, split)
-    return torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(cifar.targets)
+    images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2)
+    return images.clone(memory_format=torch.contiguous_format), torch.tensor(cifar.targets)  # the caller's to change
 
 
 def _cifar100(root: str | Path, split: str):

@@ -64,23 +64,26 @@ def _arrow(axis, start: tuple[float, float], end: tuple[float, float], **style) 
     axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=INK, linewidth=0.8, **style))
 
 
-NAMES = {"Conv2d": "conv 3×3", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
-COLOURS = {"Conv2d": "#cfe0f3", "Linear": "#f6dfc5", "MaxPool2d": "#f0f0f0", "AvgPool2d": "#f0f0f0"}
+NAMES = {"Conv2d": "conv", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
+COLOURS = {"conv": "#cfe0f3", "linear": "#f6dfc5", "max": "#f0f0f0", "mean": "#f0f0f0"}  # by the first word
 COLOURS |= {"block": "#cfe0f3", "attention": "#f6dfc5", "1×1": "#f0f0f0"}  # of the U-Net
 
 
 def _layers(net: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...], int]]:
-    """(type, output shape, parameters) of each layer that `example` meets; a batch norm counts to what it follows."""
+    """(kind, output shape, parameters) of each layer that `example` meets; a batch norm counts to what it follows."""
     net, rows = uncompiled(copy.deepcopy(net)).eval(), []  # the caller's stays as it is
 
     def note(layer: nn.Module, _, out: Tensor) -> None:
         count = count_parameters(layer)
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, nn.BatchNorm2d) and rows:
             kind, shape, before = rows.pop()
             rows.append((kind, shape, before + count))
         else:
-            stride = f", stride {layer.stride[0]}" if isinstance(layer, nn.Conv2d) and layer.stride[0] > 1 else ""
-            rows.append((type(layer).__name__ + stride, tuple(out.shape[1:]), count))
+            kind = NAMES.get(type(layer).__name__, "batch norm")
+            if isinstance(layer, nn.Conv2d):
+                kind += f" {'×'.join(map(str, layer.kernel_size))}"
+                kind += f", stride {layer.stride[0]}" if layer.stride[0] > 1 else ""
+            rows.append((kind, tuple(out.shape[1:]), count))
 
     drawn = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
     hooks = [layer.register_forward_hook(note) for layer in net.modules() if isinstance(layer, drawn)]
@@ -96,8 +99,7 @@ def _row_of_layers(axis, rows: list[tuple[str, tuple[int, ...], int]], start: fl
         x = start + 1.15 * i
         height = 0.9 + 1.3 * (shape[1] / 28 if len(shape) == 3 else shape[0] / 96)
         under = "×".join(map(str, shape)) + (f"\n{count:,}" if count else "")
-        layer, comma, stride = kind.partition(",")
-        _box(axis, x, 0, 0.5, height, NAMES.get(layer, layer) + comma + stride, COLOURS.get(layer, "white"), under)
+        _box(axis, x, 0, 0.5, height, kind, COLOURS.get(kind.split()[0], "white"), under)
         if i:
             _arrow(axis, (x - 0.62, 0), (x - 0.03, 0))
 
@@ -114,7 +116,7 @@ def layer_diagram(net: nn.Module, example: Tensor) -> Picture:
     _row_of_layers(axis, rows, 0)
     axis.set(xlim=(-0.3, len(rows) * 1.15), ylim=(-1.6, 1.2))
     axis.axis("off")
-    axis.set_title(f"{type(net).__name__}: output shapes and parameters, {sum(count for *_, count in rows):,} in all")
+    axis.set_title(f"{type(net).__name__}: output shapes and parameters, {count_parameters(net):,} in all")
     figure.alt = said(axis.get_title(loc="left"), *(f"{kind} {shape}" for kind, shape, _ in rows))
     return figure
 

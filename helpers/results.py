@@ -81,10 +81,12 @@ def load_card(name: str, folder: str | Path = WEIGHTS) -> dict:
         raise DataError(f"there is no {path.name} in {path.parent.name}/: train first, or restore it with git.")
     try:
         card = json.loads(path.read_text(), object_hook=Card)
-        if _run(str(card.get("name"))) != _run(name):
-            raise ValueError(f"it is the card of {card.get('name')}")
+        if not isinstance(of := card.get("name"), str):
+            raise ValueError("a card has a name")
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path.name} in {path.parent.name}/ is damaged: delete it, or restore it with git.") from error
+    if _run(of) != _run(name):
+        raise DataError(f"{path.name} in {path.parent.name}/ is the card of {of}: give its files that name again.")
     return card
 
 
@@ -115,6 +117,17 @@ def _answer(module: nn.Module, example: tuple[Tensor, ...]) -> list[float]:
     return [float(f"{value:.4g}") for value in (out.mean().item(), out.std().item())]
 
 
+def _keep_what_does_not_fit(name: str, folder: str | Path, sha256: str) -> None:
+    """Keep weights whose card is missing, damaged or of others, which `save_weights` is about to replace."""
+    pair = [Path(folder) / f"{name}{suffix}" for suffix in (".pt", ".json")]
+    there = hashlib.sha256(pair[0].read_bytes()).hexdigest() if pair[0].exists() else sha256
+    if there != sha256:
+        for path in pair:
+            with suppress(FileNotFoundError):
+                path.replace(path.with_name(f"{name}-{there[:8]}{path.suffix}"))
+        print(f"{name}: weights that did not fit their card are kept as {name}-{there[:8]}.pt.")
+
+
 def save_weights(
     name: str, module: nn.Module, card: dict, folder: str | Path, example: tuple[Tensor, ...] = ()
 ) -> dict:
@@ -124,25 +137,29 @@ def save_weights(
     module: whose state is written.
     card: what to say of it; the weights' SHA-256 is added. What an earlier card of the very same weights says beyond
         this one, such as a FID, is kept. Other weights that are there are kept, too, as NAME-a1b2c3d4, the first
-        digits of their SHA-256.
+        digits of their SHA-256, even where their card is damaged.
     folder: where to; made, if it is not there.
     example: arguments of the module, whose answer is noted, so that `load_weights` knows whether it is the same net.
-    Raises DataError where the folder cannot be written to.
+    Raises DataError where the folder cannot be written to, or where that answer is not finite.
     """
     data = _serialised(module)
     card = {**card, "sha256": hashlib.sha256(data).hexdigest()}
     if example:
         card["answer"] = _answer(module, example)
+        if not all(map(math.isfinite, card["answer"])):
+            raise DataError(f"{name}: the net's answer is not finite, so nothing was saved: lower LR or NEON_WEIGHT.")
     for same in (name, f"{name}-{card['sha256'][:8]}"):
         with suppress(DataError):
             before = load_card(same, folder)
             card = before | card if before.get("sha256") == card["sha256"] else card
-    with suppress(DataError):  # there are none, or they are damaged: these take their place
+    try:
         before = load_card(name, folder)
         if before.get("sha256") != card["sha256"]:
             earlier = f"{name}-{before['sha256'][:8]}"
             _save_pair(earlier, _weights(name, folder, before["sha256"]), before, folder)
             print(f"{name}: the weights of an earlier run are kept as {earlier}.pt and .json.")
+    except DataError:
+        _keep_what_does_not_fit(name, folder, card["sha256"])
     return _save_pair(name, data, card, folder)
 
 

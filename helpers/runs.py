@@ -77,10 +77,11 @@ class Run:
         self.parts = parts
         self.device = next(parts["net"].parameters()).device
         self.lock, self.logged = None, False  # held inside the `with`; whether this step's loss was logged
+        self.begun = False  # whether the loop was
         self.done, self.saved, self.history = 0, 0, {}
 
     def __enter__(self) -> "Run":
-        self.lock = _locked(self.path)
+        self.lock, self.begun = _locked(self.path), False
         try:
             self._resume()
         except BaseException:
@@ -108,6 +109,9 @@ class Run:
     def __iter__(self) -> Iterator[int]:
         if self.lock is None:
             raise TrainingError("begin a run by `with Run(…) as run:`, which resumes it and keeps others out.")
+        if self.begun and not self.finished:  # the step that was left may be half done
+            raise TrainingError("this loop was left early: begin anew by `with Run(…) as run:`, which resumes it.")
+        self.begun = True
         r, clock, last = self.settings, time.perf_counter(), time.monotonic()
         self._show()
         for step in range(self.done, r["steps"]):

@@ -93,6 +93,20 @@ def test_digits_are_what_addnist_adds_up(demo):
     assert torch.equal(torch.tensor(sums) - 1, y)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cifars_images_are_the_callers_to_change(tmp_path, monkeypatch, split):
+    """Also where torchvision hands out a view of what it read once, channels first."""
+    read = np.arange(2 * 3 * 32 * 32, dtype=np.uint8).reshape(2, 3, 32, 32).transpose(0, 2, 3, 1)
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", lambda *_, **__: SimpleNamespace(data=read, targets=[0, 1]))
+    images, labels = data.cifar100(tmp_path, split)
+    kept = images.clone()
+    images.zero_()
+    labels.zero_()
+    again = data.cifar100(tmp_path, split)
+    assert torch.equal(again[0], kept)
+    assert again[1].tolist() == [0, 1]
+
+
 def test_the_demos_digits_stand_upright():
     """A 6 on its head would be a 9; a 1 says which way is up."""
     images, labels = data.digits("", "train", "demo")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
+from torch import nn
 
 from helpers import batches, data, diagrams, results, unet
 from helpers.budget import count_parameters
@@ -62,6 +63,16 @@ def test_diagrams_say_what_the_nets_are():
     assert not any(module._forward_hooks for module in net.modules())
 
 
+def test_a_net_of_ones_own_is_drawn_as_it_is():
+    shared = nn.Linear(8, 8)
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 5, padding=2), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool2d(1),
+                        nn.Flatten(), shared, nn.ReLU(), shared)  # fmt: skip
+    texts = " ".join(_texts(diagrams.layer_diagram(net, torch.zeros(1, 3, 28, 28))))
+    assert "conv 5×5" in texts
+    assert "batch norm" in texts
+    assert f"{count_parameters(net):,} in all" in texts  # what is not drawn and what is used twice included
+
+
 def test_the_net_that_adds_is_drawn_with_one_reader_and_all_its_parameters():
     net = DigitSumClassifier()
     texts = _texts(diagrams.adder_diagram(net))
@@ -72,7 +83,7 @@ def test_the_net_that_adds_is_drawn_with_one_reader_and_all_its_parameters():
     assert {"mean pool", "linear"} <= set(texts)
     assert [text for text in texts if text.startswith("conv")] == ["conv 3×3", "conv 3×3, stride 2", *["conv 3×3"] * 3]
     boxes = diagrams.adder_diagram(net).axes[0].patches
-    blue = to_rgba(diagrams.COLOURS["Conv2d"])
+    blue = to_rgba(diagrams.COLOURS["conv"])
     assert sum(box.get_facecolor() == blue for box in boxes) == 5  # a stride does not take its colour
 
 

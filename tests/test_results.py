@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import itertools
 import json
 import math
@@ -184,6 +185,43 @@ def test_curves_are_means_of_every_so_many_steps_of_each_run_without_the_seconds
     assert results.thinned(histories, points=100)["every"] == 1  # of a short run all
 
 
+@pytest.mark.parametrize("harm", ["copied", "edited", "retrained", "no card"])
+def test_weights_that_do_not_fit_their_card_are_kept_when_others_are_saved(tmp_path, harm, capsys):
+    results.save_weights("w", nn.Linear(4, 4), {"v": 1}, tmp_path)
+    there = tmp_path / "w.pt"
+    if harm == "copied":
+        results.save_weights("other", nn.Linear(4, 4), {}, tmp_path)
+        for suffix in (".pt", ".json"):
+            (tmp_path / f"w{suffix}").write_bytes((tmp_path / f"other{suffix}").read_bytes())
+        with pytest.raises(DataError, match=r"w.json in .* is the card of other: give its files that name again"):
+            results.load_card("w", tmp_path)
+    elif harm == "edited":
+        (tmp_path / "w.json").write_text("{ // my best run")
+    elif harm == "retrained":
+        there.write_bytes(there.read_bytes() + b"more")
+    else:
+        (tmp_path / "w.json").unlink()
+    kept, sha = there.read_bytes(), hashlib.sha256(there.read_bytes()).hexdigest()[:8]
+    new = nn.Linear(4, 4)
+    results.save_weights("w", new, {"v": 2}, tmp_path)
+    assert (tmp_path / f"w-{sha}.pt").read_bytes() == kept
+    assert f"weights that did not fit their card are kept as w-{sha}.pt" in capsys.readouterr().out
+    loaded = nn.Linear(4, 4)
+    assert results.load_weights("w", loaded, tmp_path)["v"] == 2
+    assert same(loaded.state_dict(), new.state_dict())
+    results.save_weights("w", new, {"v": 3}, tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_weights_that_answer_with_nan_are_not_saved(tmp_path):
+    net, example = nn.Linear(2, 2), (torch.ones(1, 2),)
+    results.save_weights("net", net, {"v": 1}, tmp_path, example)
+    nn.init.constant_(net.weight, float("nan"))
+    with pytest.raises(DataError, match="net: the net's answer is not finite, so nothing was saved: lower LR or NEON"):
+        results.save_weights("net", net, {"v": 2}, tmp_path, example)
+    assert results.load_weights("net", nn.Linear(2, 2), tmp_path, example)["v"] == 1
+
+
 def test_a_card_names_the_kind_of_machine_and_not_the_machine(monkeypatch):
     monkeypatch.setattr(platform, "node", lambda: "someones-laptop")
     monkeypatch.setattr(platform, "machine", lambda: "riscv")
@@ -235,7 +273,9 @@ def test_json_that_is_no_card_of_this_name_is_refused_and_written_over(tmp_path)
     net = torch.nn.Linear(2, 1)
     for text in ("[]", "{}", '{"name": "other"}'):
         (tmp_path / "run.json").write_text(text)
-        with pytest.raises(DataError, match="run.json .* is damaged"):
+        with pytest.raises(
+            DataError, match="run.json .* is " + ("the card of other" if "other" in text else "damaged")
+        ):
             results.load_card("run", tmp_path)
         assert results.save_weights("run", net, {"steps": 1}, tmp_path)["sha256"] == results.fingerprint(net)
     assert results.load_weights("run", net, tmp_path)["steps"] == 1

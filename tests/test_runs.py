@@ -475,6 +475,8 @@ def test_who_leaves_the_loop_early_hears_where_the_run_stands_and_no_half_step_i
                 if step == until:
                     nn.init.constant_(net.weight, torch.nan)
                     break
+            with pytest.raises(TrainingError, match="left early: begin anew by `with Run"):
+                next(iter(run))  # which would do the step twice
         stands = "Nothing of it was saved yet" if until == 1 else "holds the run up to step 2"
         assert f"Left early. {'' if until == 1 else run.path}" in (said := capsys.readouterr().out)
         assert stands in said
