@@ -27,7 +27,7 @@ def right(net: nn.Module, images: Tensor, labels: Tensor, **views) -> Tensor:
 
 
 def accuracies(net: nn.Module, history: dict, seed: int, unseen: tuple, test: tuple, **views) -> dict:
-    """What the card says of a run: of its last 1,000 steps, and of its net on unseen digits and on the test set.
+    """What the card says of a run: of its last steps (1,000 at most), of its net on unseen digits and the test set.
 
     unseen and test: (images, labels); views: arguments of `right`, for test-time augmentation.
     """
@@ -67,8 +67,8 @@ def classifier_card(finished: list[tuple], root: str, views: int, share: float) 
         "views": views,
         "view_jitter": share,
         "data_sha256": {split: data.fingerprint(*pair) for split, pair in sets.items()},
-        "protocol": "trained on train and valid; test: ± over batches of 64; train: last 1,000 steps; EMA, of the "
-        "first seed",
+        "protocol": "trained on train and valid; test: ± over batches of 64; train: "
+        f"last {min(1_000, certificates[0]['steps']):,} steps; EMA, of the first seed",
         "seeds": [judged(*run) for run in zip(nets, histories, seeds, strict=True)],
         "history": results.thinned(histories, 100),
     }

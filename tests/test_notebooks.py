@@ -441,6 +441,7 @@ def test_everything_that_notebook_1_can_measure(tmp_path, monkeypatch):
         assert [row["seed"] for row in card["seeds"]] == [0, 3]
         assert card["data"] == "AddNIST rebuilt from MNIST"
         assert (card["views"], card["steps"]) == (2, 2)
+        assert "train: last 2 steps" in card["protocol"]
     assert kernel["folder"] == tmp_path
     asked = results.load_card("classifier_questions", tmp_path)
     assert [*asked["rows"]] == ["learned sum", "paper net, twice as deep", "digit-sum net, told every digit"]
