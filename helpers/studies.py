@@ -68,7 +68,7 @@ def classifier_card(finished: list[tuple], root: str, views: int, share: float) 
         "view_jitter": share,
         "data_sha256": {split: data.fingerprint(*pair) for split, pair in sets.items()},
         "protocol": "trained on train and valid; test: ± over batches of 64; train: "
-        f"last {min(1_000, certificates[0]['steps']):,} steps; EMA, of the first seed",
+        f"last {min(1_000, len(histories[0]['loss'])):,} steps; EMA, of the first seed",
         "seeds": [judged(*run) for run in zip(nets, histories, seeds, strict=True)],
         "history": results.thinned(histories, 100),
     }

@@ -120,6 +120,7 @@ def test_a_card_is_judged_by_the_sets_that_it_names(monkeypatch):
     assert (float(how["unseen"][0]), float(how["test"][0])) == (6, 4)  # the lengths of their names
     assert (how["views"], how["jitter"], card["views"], card["parameters"]) == (3, {"degrees": 1.0}, 3, 1)
     assert [*card["data_sha256"]] == ["train", "valid", "unseen", "test"]
+    assert "train: last 4 steps" in card["protocol"]
 
 
 def test_labels_and_names_of_what_is_trained_on(monkeypatch):
