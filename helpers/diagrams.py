@@ -64,7 +64,8 @@ def _arrow(axis, start: tuple[float, float], end: tuple[float, float], **style) 
     axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color=INK, linewidth=0.8, **style))
 
 
-NAMES = {"Conv2d": "conv", "MaxPool2d": "max pool", "AvgPool2d": "mean pool", "Linear": "linear"}
+NAMES = {nn.Conv2d: "conv", nn.BatchNorm2d: "batch norm", nn.Linear: "linear"}
+NAMES |= {nn.MaxPool2d: "max pool", nn.AvgPool2d: "mean pool"}
 COLOURS = {"conv": "#cfe0f3", "linear": "#f6dfc5", "max": "#f0f0f0", "mean": "#f0f0f0"}  # by the first word
 COLOURS |= {"block": "#cfe0f3", "attention": "#f6dfc5", "1×1": "#f0f0f0"}  # of the U-Net
 
@@ -79,14 +80,13 @@ def _layers(net: nn.Module, example: Tensor) -> list[tuple[str, tuple[int, ...],
             kind, shape, before = rows.pop()
             rows.append((kind, shape, before + count))
         else:
-            kind = NAMES.get(type(layer).__name__, "batch norm")
+            kind = next(name for of, name in NAMES.items() if isinstance(layer, of))
             if isinstance(layer, nn.Conv2d):
                 kind += f" {'×'.join(map(str, layer.kernel_size))}"
                 kind += f", stride {layer.stride[0]}" if layer.stride[0] > 1 else ""
             rows.append((kind, tuple(out.shape[1:]), count))
 
-    drawn = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
-    hooks = [layer.register_forward_hook(note) for layer in net.modules() if isinstance(layer, drawn)]
+    hooks = [layer.register_forward_hook(note) for layer in net.modules() if isinstance(layer, tuple(NAMES))]
     with torch.no_grad():
         net(example)
     for hook in hooks:

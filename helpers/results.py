@@ -119,13 +119,13 @@ def _answer(module: nn.Module, example: tuple[Tensor, ...]) -> list[float]:
 
 def _keep_what_does_not_fit(name: str, folder: str | Path, sha256: str) -> None:
     """Keep weights whose card is missing, damaged or of others, which `save_weights` is about to replace."""
-    pair = [Path(folder) / f"{name}{suffix}" for suffix in (".pt", ".json")]
-    there = hashlib.sha256(pair[0].read_bytes()).hexdigest() if pair[0].exists() else sha256
-    if there != sha256:
-        for path in pair:
-            with suppress(FileNotFoundError):
-                path.replace(path.with_name(f"{name}-{there[:8]}{path.suffix}"))
-        print(f"{name}: weights that did not fit their card are kept as {name}-{there[:8]}.pt.")
+    path = Path(folder) / f"{name}.pt"
+    there = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else sha256
+    kept = path.with_name(f"{name}-{there[:8]}.pt")
+    if there != sha256 and not kept.exists():
+        with suppress(OSError):  # who cannot move it cannot replace it
+            path.replace(kept)
+            print(f"{name}: weights that did not fit their card are kept as {kept.name}.")
 
 
 def save_weights(
@@ -154,12 +154,14 @@ def save_weights(
             card = before | card if before.get("sha256") == card["sha256"] else card
     try:
         before = load_card(name, folder)
-        if before.get("sha256") != card["sha256"]:
-            earlier = f"{name}-{before['sha256'][:8]}"
-            _save_pair(earlier, _weights(name, folder, before["sha256"]), before, folder)
-            print(f"{name}: the weights of an earlier run are kept as {earlier}.pt and .json.")
+        there = _weights(name, folder, before["sha256"])
     except DataError:
         _keep_what_does_not_fit(name, folder, card["sha256"])
+    else:
+        if before["sha256"] != card["sha256"]:
+            earlier = f"{name}-{before['sha256'][:8]}"
+            _save_pair(earlier, there, before, folder)
+            print(f"{name}: the weights of an earlier run are kept as {earlier}.pt and .json.")
     return _save_pair(name, data, card, folder)
 
 

@@ -76,8 +76,8 @@ class Run:
         self.about, self.made = about or {}, {}  # the environment that made the file, for the result card
         self.parts = parts
         self.device = next(parts["net"].parameters()).device
-        self.lock, self.logged = None, False  # held inside the `with`; whether this step's loss was logged
-        self.begun = False  # whether the loop was
+        self.lock, self.begun = None, False  # held inside the `with`; whether its loop was begun
+        self.logged = False  # whether this step's loss was
         self.done, self.saved, self.history = 0, 0, {}
 
     def __enter__(self) -> "Run":

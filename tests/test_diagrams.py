@@ -64,8 +64,11 @@ def test_diagrams_say_what_the_nets_are():
 
 
 def test_a_net_of_ones_own_is_drawn_as_it_is():
+    class Conv(nn.Conv2d):
+        pass
+
     shared = nn.Linear(8, 8)
-    net = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 5, padding=2), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool2d(1),
+    net = nn.Sequential(nn.BatchNorm2d(3), Conv(3, 8, 5, padding=2), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool2d(1),
                         nn.Flatten(), shared, nn.ReLU(), shared)  # fmt: skip
     texts = " ".join(_texts(diagrams.layer_diagram(net, torch.zeros(1, 3, 28, 28))))
     assert "conv 5×5" in texts

@@ -213,6 +213,33 @@ def test_weights_that_do_not_fit_their_card_are_kept_when_others_are_saved(tmp_p
     assert capsys.readouterr().out == ""
 
 
+def test_an_earlier_run_that_cannot_be_kept_is_not_replaced(tmp_path, monkeypatch):
+    net = nn.Linear(2, 2)
+    results.save_weights("w", net, {"v": 1}, tmp_path)
+
+    def full(path, data):
+        raise DataError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_atomically", full)
+        with pytest.raises(DataError, match="the disk is full"):
+            results.save_weights("w", nn.Linear(2, 2), {"v": 2}, tmp_path)
+    again = nn.Linear(2, 2)
+    assert results.load_weights("w", again, tmp_path)["v"] == 1
+    assert same(again.state_dict(), net.state_dict())
+
+
+def test_a_good_pair_that_was_kept_is_not_touched_by_weights_copied_from_it(tmp_path):
+    for value in (1, 2):
+        results.save_weights("w", nn.Linear(2, 2), {"v": value}, tmp_path)
+    (kept,) = tmp_path.glob("w-*.pt")
+    card = kept.with_suffix(".json").read_bytes()
+    (tmp_path / "w.pt").write_bytes(kept.read_bytes())  # beside the card of the second
+    results.save_weights("w", nn.Linear(2, 2), {"v": 3}, tmp_path)
+    assert kept.with_suffix(".json").read_bytes() == card
+    assert results.load_weights(kept.stem, nn.Linear(2, 2), tmp_path)["v"] == 1
+
+
 def test_weights_that_answer_with_nan_are_not_saved(tmp_path):
     net, example = nn.Linear(2, 2), (torch.ones(1, 2),)
     results.save_weights("net", net, {"v": 1}, tmp_path, example)
